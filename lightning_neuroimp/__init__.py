@@ -1,0 +1,39 @@
+"""Which neurons matter for this group of inputs, and can the answer be believed?
+
+The public names are imported when they are first used (PEP 562), so that importing the package costs nothing:
+neither torch nor Lightning nor TensorBoard is loaded by `import lightning_neuroimp`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AblationFaithfulness": "faithfulness",
+    "ClusterTable": "results",
+    "Faithfulness": "results",
+    "Importance": "results",
+    "KMeansClusters": "clusters",
+    "NeuronImportance": "callbacks",
+    "ProbeSet": "probe",
+    "Removal": "results",
+    "Results": "results",
+    "Site": "sites",
+    "SiteBatch": "attribution",
+    "ablation_faithfulness": "study",
+    "neuron_importance": "study",
+    "undisturbed": "isolation",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,81 @@
+"""Measurements to loggers, metrics and files."""
+
+import math
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+
+from lightning_neuroimp.results import Results
+from lightning_neuroimp.tensorboard.summaries import site_tag, tag, write_summaries
+
+
+def metrics(results: Results, checked: Results | None, name: str) -> dict[str, float]:
+    """The few, fixed, sorted values that reach `trainer.callback_metrics`.
+
+    Args:
+        results: the last measurement.
+        checked: the last one with ablations.
+        name: first part of each key.
+    """
+    values = {tag(name, "measured_epoch"): float(results.epoch)}
+    if results.clusters.source != "labels":
+        # nothing to agree with in the first epoch: the clusters have not changed yet
+        stable = results.clusters.adjusted_rand_index
+        values[tag(name, "adjusted_rand_index")] = 1.0 if math.isnan(stable) else stable
+    if checked is not None:
+        values[tag(name, "checked_epoch")] = float(checked.epoch)
+        for one in checked.importances:
+            if one.faithfulness is not None:
+                overall, key = one.faithfulness.overall, site_tag(name, one, checked)
+                values |= {
+                    f"{key}/gap": overall.gap,
+                    f"{key}/lds": overall.lds,
+                    f"{key}/p_value": overall.p_value,
+                    f"{key}/relative_gap": overall.relative_gap,
+                }
+    return dict(sorted(values.items()))
+
+
+def cluster_scalars(results: Results, name: str) -> dict[str, float]:
+    """Values per cluster, for loggers only."""
+    table = results.clusters
+    values = {}
+    for row, cluster in enumerate(table.names):
+        values[tag(name, "clusters", cluster, "size")] = float(table.size[row])
+        values[tag(name, "clusters", cluster, "accuracy")] = float(table.accuracy[row])
+        for one in results.importances:
+            if one.faithfulness is not None:
+                key = site_tag(name, one, results)
+                values[f"{key}/gap_by_cluster/{tag(cluster)}"] = float(one.faithfulness.gap[row])
+                values[f"{key}/p_value_by_cluster/{tag(cluster)}"] = float(one.faithfulness.p_value[row])
+    return {key: value for key, value in values.items() if np.isfinite(value)}
+
+
+def step_of(trainer: "pl.Trainer") -> int:
+    """The step at which Lightning's own loggers put what is logged now.
+
+    That is the number of batches that stepped, an attribute which Lightning's own callbacks also read; the documented
+    `global_step` counts every optimizer.
+    """
+    loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
+    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+
+
+def log_everywhere(trainer: "pl.Trainer", results: Results, name: str, step: int) -> None:
+    """Scalars per cluster to every logger; histograms, pictures and tables to those that take them."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        logger.log_metrics(cluster_scalars(results, name), step)
+        writer = getattr(logger, "experiment", None)
+        if all(hasattr(writer, kind) for kind in ("add_histogram", "add_image", "add_text")):
+            write_summaries(writer, results, name, step)
+            flush = getattr(writer, "flush", None)
+            if flush is not None:
+                flush()
+
+
+def results_file(folder: Path, results: Results) -> Path:
+    """Where a measurement is kept."""
+    return folder / f"epoch={results.epoch:04d}-step={results.step:07d}.npz"

@@ -1,0 +1,331 @@
+"""NeuronImportance: importance and its faithfulness at validation epochs."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from typing_extensions import override
+
+from lightning_neuroimp import report
+from lightning_neuroimp.attribution import resolve_attributions
+from lightning_neuroimp.batches import batch_size as samples_in
+from lightning_neuroimp.callbacks.bars import trainer_progress
+from lightning_neuroimp.callbacks.cost import CostKeeper
+from lightning_neuroimp.callbacks.loggers import log_everywhere, metrics, results_file, step_of
+from lightning_neuroimp.callbacks.processes import gather_objects, sample_numbers
+from lightning_neuroimp.clusters import KMeansClusters, check_clusters
+from lightning_neuroimp.faithfulness import AblationFaithfulness
+from lightning_neuroimp.probe import ProbeSampler, ProbeSet
+from lightning_neuroimp.removal import check_baseline, check_target
+from lightning_neuroimp.results import Results
+from lightning_neuroimp.sites import Site, find_sites
+from lightning_neuroimp.study import ablation_faithfulness, neuron_importance
+
+
+class NeuronImportance(Callback):
+    """Importance of every neuron for every cluster of validation samples, and whether it can be believed.
+
+    In the first validation run a bounded probe set is drawn from the validation batches. At the end of each validation
+    run (that is, `validation epoch`) the importance of the layers' neurons is computed on it and checked by ablation;
+    the model and the training are left bit for bit as they were. Nothing is done during the sanity check.
+
+    Metrics that can be monitored (they are logged again, unchanged, where a measurement is left out):
+    ``<name>/measured_epoch``, and with ablations ``<name>/checked_epoch``, ``<name>/<layer>/gap``, ``/lds``,
+    ``/p_value``, ``/relative_gap`` (``<name>/<layer>/<attribution>/gap``, ... for several attributions), and
+    ``<name>/adjusted_rand_index`` where clusters can change.
+
+    Args:
+        layers: names or globs (`*` one level, `**` all) as in `model.named_modules()`; their outputs' channels are the
+            neurons. Choose activations rather than the linear layers before them.
+        clusters: "labels", `KMeansClusters(...)`, or a callable `batch -> one integer or string per sample`.
+        attribution: "gradient_x_activation", "gradient", "activation", "random", a callable
+            `SiteBatch -> (sample, neuron) scores`, or several of these.
+        target: scalar explained per sample: "margin", "logit", "log_probability", "probability", or a callable
+            `(logits, classes) -> (sample,)`.
+        baseline: what a removed neuron is set to: "zero", or "mean" over the probe set.
+        faithfulness: how ablation is measured; None: no ablation.
+        forward_fn: `forward_fn(module, batch) -> (logits, targets)` for batches other than `(inputs, targets)`.
+        max_samples: bound of the probe set, over all processes.
+        max_bytes: bound of the probe set in host memory, per process.
+        batch_size: of our passes; by default that of the validation loader.
+        every_n_epochs: measure in every n-th validation run, beginning with the first.
+        name: begins all keys, tags and file names; several callbacks need different ones.
+        seed: of the probe set, KMeans, random orders; the global random state is neither read nor changed.
+        on_error: what an exception in a measurement does: "warn" goes on training and marks the measurement as
+            missing, "raise" stops. Mistakes in the arguments stop in any case, at the latest in the first measurement.
+        results_dir: folder for a results file per measurement; by default `neuroimp` in the first logger's folder.
+
+    Raises:
+        MisconfigurationException: if an argument is invalid.
+
+    Example::
+
+        importance = NeuronImportance(layers=["encoder.1", "encoder.3"], clusters=KMeansClusters(8))
+        trainer = Trainer(callbacks=[importance])
+        trainer.fit(model, datamodule=data)
+        print(importance.summary())
+    """
+
+    def __init__(
+        self,
+        layers: str | Sequence[str | Site],
+        clusters: str | KMeansClusters | Callable[..., Any] = "labels",
+        attribution: str | Sequence[str | Callable[..., Any]] | Callable[..., Any] = "gradient_x_activation",
+        target: str | Callable[..., Any] = "margin",
+        baseline: str = "zero",
+        faithfulness: AblationFaithfulness | None = AblationFaithfulness(),  # noqa: B008 (frozen)
+        forward_fn: Callable[..., Any] | None = None,
+        max_samples: int = 1024,
+        max_bytes: int = 2**30,
+        batch_size: int | None = None,
+        every_n_epochs: int = 1,
+        name: str = "neuroimp",
+        seed: int = 0,
+        on_error: str = "warn",
+        results_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers, self.clusters, self.attribution = layers, clusters, attribution
+        self.target, self.baseline, self.faithfulness = target, baseline, faithfulness
+        self.forward_fn, self.max_samples, self.max_bytes = forward_fn, max_samples, max_bytes
+        self.batch_size, self.every_n_epochs, self.name = batch_size, every_n_epochs, name
+        self.seed, self.on_error, self.results_dir = seed, on_error, results_dir
+        try:
+            self._check_arguments()
+        except ValueError as error:
+            raise MisconfigurationException(f"NeuronImportance: {error}") from error
+        self._results: Results | None = None
+        self._checked: Results | None = None
+        self._reset()
+
+    def _check_arguments(self) -> None:
+        check_clusters(self.clusters)
+        attributions = resolve_attributions(self.attribution)
+        check_target(self.target)
+        check_baseline(self.baseline)
+        ProbeSampler(self.max_samples, self.max_bytes, self.seed)
+        if self.faithfulness is not None and not isinstance(self.faithfulness, AblationFaithfulness):
+            raise ValueError(f"faithfulness must be AblationFaithfulness(...) or None, got {self.faithfulness!r}")
+        for name, value in (("every_n_epochs", self.every_n_epochs), ("batch_size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not re.fullmatch(r"[-\w.]+", self.name):
+            raise ValueError(f"name must be of letters, digits, '_', '-' and '.', as it begins tags, got {self.name!r}")
+        if self.on_error not in ("warn", "raise"):
+            raise ValueError(f"on_error must be 'warn' or 'raise', got {self.on_error!r}")
+        self._gradients = any(attribution.needs_gradient for attribution in attributions)
+        self._n_attributions = len(attributions)
+
+    def _reset(self) -> None:
+        """Forget the run, not its results."""
+        self._sampler: ProbeSampler | None = None
+        self._probe: ProbeSet | None = None
+        self._seen: dict[int, int] = {}
+        self._runs = self._measured = 0
+        self._cost: CostKeeper | None = None
+
+    @property
+    def results(self) -> Results:
+        """The last measurement.
+
+        Raises:
+            RuntimeError: before the first one.
+        """
+        if self._results is None:
+            raise RuntimeError(f"NeuronImportance {self.name!r} has measured nothing yet: run trainer.fit() first")
+        return self._results
+
+    def summary(self) -> str:
+        """The last measurement that was checked by ablation (else the last one) as tables in plain words."""
+        if self._results is None:
+            return f"{self.name}: nothing measured yet"
+        if self._checked is None:
+            return report.summary(self._results, self.name)
+        text = report.summary(self._checked, self.name)
+        if self._checked is not self._results:
+            text += f"\n\nNote: epoch {self._results.epoch} was measured without ablation; this is the last check"
+        return text
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        if stage not in ("fit", "validate"):
+            return
+        self._reset()
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        if any(isinstance(other, NeuronImportance) and other.name == self.name for other in others):
+            raise MisconfigurationException(
+                f"two NeuronImportance callbacks are named {self.name!r}, so that their values would overwrite each "
+                "other; give each its own name="
+            )
+        if stage == "fit" and not trainer.enable_validation:
+            if trainer.limit_val_batches == 0:
+                rank_zero_warn(f"NeuronImportance {self.name!r} does nothing: limit_val_batches=0 turns validation off")
+                return
+            raise MisconfigurationException(
+                f"NeuronImportance {self.name!r} measures on validation data, but there is no validation loader (or no "
+                "validation_step); pass val_dataloaders to trainer.fit, or define val_dataloader"
+            )
+        try:
+            sites = find_sites(pl_module, self.layers)
+        except ValueError as error:
+            raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
+        # in front: a callback such as weight averaging swaps the validated weights away in its own epoch end
+        ours = [callback for callback in trainer.callbacks if isinstance(callback, NeuronImportance)]  # type: ignore[attr-defined]
+        rest = [callback for callback in trainer.callbacks if callback not in ours]  # type: ignore[attr-defined]
+        trainer.callbacks = [*ours, *rest]  # type: ignore[attr-defined]
+        self._cost = CostKeeper(
+            self.faithfulness,
+            len(sites),
+            self._n_attributions,
+            self.max_samples,
+            surveyed=isinstance(self.clusters, KMeansClusters) or self.baseline == "mean",
+            gradients=self._gradients,
+        )
+        rank_zero_info(f"NeuronImportance {self.name!r}, {self._cost.plan(self.every_n_epochs)}")
+
+    @override
+    def on_validation_batch_start(
+        self,
+        trainer: "pl.Trainer",
+        pl_module: "pl.LightningModule",
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._cost is None:
+            return
+        if trainer.sanity_checking:
+            self._cost.open_step()
+        elif self._probe is None:
+            # before the step, which may take the batch apart
+            if self._sampler is None:
+                self._sampler = ProbeSampler(self.max_samples, self.max_bytes, self.seed)
+            try:
+                size = samples_in(batch)
+                start = self._seen.get(dataloader_idx, 0)
+                self._sampler.add(batch, sample_numbers(trainer, dataloader_idx, start, size))
+            except ValueError as error:
+                raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
+            self._seen[dataloader_idx] = start + size
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: "pl.Trainer",
+        pl_module: "pl.LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.sanity_checking and self._cost is not None:
+            try:
+                self._cost.close_step(samples_in(batch))
+            except ValueError:
+                return  # the first real validation will say what is wrong with the batch
+
+    @override
+    def on_sanity_check_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self._cost is not None and (estimate := self._cost.estimate(sum(trainer.num_val_batches))):
+            rank_zero_info(f"NeuronImportance {self.name!r}, estimated from the sanity check: {estimate}")
+
+    @override
+    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if trainer.sanity_checking or self._cost is None:
+            return
+        due = self._runs % self.every_n_epochs == 0
+        self._runs += 1
+        if due:
+            try:
+                with trainer.precision_plugin.forward_context():
+                    self._measure(trainer, pl_module)
+            except Exception as error:
+                if isinstance(error, ValueError) and self._measured == 0:
+                    raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
+                if self.on_error == "raise":
+                    raise
+                rank_zero_warn(
+                    f"NeuronImportance {self.name!r} has no measurement of epoch {trainer.current_epoch}; training "
+                    f"goes on. {type(error).__name__}: {error}"
+                )
+        if self._results is not None:
+            values = metrics(self._results, self._checked, self.name)
+            # every process has computed the same values and logs the same keys in the same order
+            pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+
+    def _measure(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        assert self._cost is not None
+        if self._probe is None:
+            assert self._sampler is not None
+            self._probe = self._sampler.close(gather_objects)
+            self._sampler = None
+        progress = trainer_progress(trainer)
+        step = step_of(trainer)
+        results = neuron_importance(
+            pl_module,
+            self._probe,
+            layers=self.layers,
+            clusters=self.clusters,
+            attribution=self.attribution,
+            target=self.target,
+            baseline=self.baseline,
+            forward_fn=self.forward_fn,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            previous=self._results,
+            gather=gather_objects,
+            progress=progress,
+            epoch=trainer.current_epoch,
+            step=step,
+        )
+        if self._check_is_due():
+            start = time.monotonic()
+            results = ablation_faithfulness(
+                pl_module,
+                self._probe,
+                results,
+                self.faithfulness,
+                forward_fn=self.forward_fn,
+                batch_size=self.batch_size,
+                gather=gather_objects,
+                progress=progress,
+            )
+            self._cost.checked(time.monotonic() - start)
+        self._results = results
+        if results.has_faithfulness:
+            self._checked = results
+        if self._measured == 0:
+            took = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in results.seconds.items())
+            rank_zero_info(f"NeuronImportance {self.name!r}, first measurement took: {took}")
+        self._measured += 1
+        log_everywhere(trainer, results, self.name, step)
+        folder = self._folder(trainer)
+        if folder is not None and trainer.is_global_zero:
+            results.save(results_file(folder, results))
+
+    def _check_is_due(self) -> bool:
+        """Whether this measurement is checked by ablation; every process decides as the first one does."""
+        assert self._cost is not None
+        if self.faithfulness is None or self._measured % self.faithfulness.every_n_epochs:
+            return False
+        may = bool(gather_objects(self._cost.may_check())[0])
+        if not may:
+            message = self._cost.skip()
+            if self._cost.skipped == 1:
+                rank_zero_info(f"NeuronImportance {self.name!r}, {message} (said once)")
+        return may
+
+    def _folder(self, trainer: "pl.Trainer") -> Path | None:
+        """Where results files go; None where there is no logger, or nothing shall stay (`fast_dev_run`)."""
+        if self.results_dir is not None:
+            return Path(self.results_dir) / self.name
+        # log_dir is a collective: every process asks
+        log_dir = trainer.log_dir if trainer.loggers and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+        return None if log_dir is None else Path(log_dir) / "neuroimp" / self.name

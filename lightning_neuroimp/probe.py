@@ -1,0 +1,222 @@
+"""ProbeSet: a bounded, reproducible sample of a stream of batches, kept on the host.
+
+Every sample of the stream gets a key, a hash of the seed and of its number in the stream, and the samples with the
+smallest keys are kept (bottom-k sampling). So the sample is uniform whatever the order or length of the stream, it
+does not touch any random generator, and the samples of several processes merge by comparing keys.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from heapq import heappush, heapreplace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt64
+
+from lightning_neuroimp.batches import batch_size, byte_size, join_rows, signature, slice_rows, take_rows
+
+Gather = Callable[[Any], list[Any]]
+"""All processes pass an object and get the list of everybody's, in rank order."""
+
+
+def alone(value: Any) -> list[Any]:
+    """The `gather` of a single process.
+
+    >>> alone("mine")
+    ['mine']
+    """
+    return [value]
+
+
+def sample_keys(index: Int[np.ndarray, " sample"], seed: int) -> UInt64[np.ndarray, " sample"]:
+    """A pseudo-random 64-bit key per sample number: the splitmix64 mixer (Steele, Lea and Flood, OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        z = index.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        # a second round: neighbouring seeds must not give shifted copies of one another's keys
+        z = (z ^ (z >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+        return z ^ (z >> np.uint64(29))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Samples that can be joined into one batch."""
+
+    batch: Any
+    index: Int[np.ndarray, " sample"]
+
+
+class ProbeSampler:
+    """Draws a `ProbeSet` from batches that are passed one by one.
+
+    Args:
+        max_samples: at most so many samples, over all processes.
+        max_bytes: at most so many bytes in their tensors, per process.
+        seed: another seed draws other samples.
+
+    Raises:
+        ValueError: if a bound is not positive.
+    """
+
+    def __init__(self, max_samples: int = 1024, max_bytes: int = 2**30, seed: int = 0) -> None:
+        for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.max_samples, self.max_bytes, self.seed = max_samples, max_bytes, seed
+        self.seen = 0
+        self.largest_batch = 1
+        self._limit = 2**64  # keys from here on have been turned away; it only falls
+        self._bytes = 0
+        self._heap: list[tuple[int, int, int, Any, Hashable]] = []  # the largest key first: (-key, index, bytes, ...)
+
+    def add(self, batch: Any, index: Int[np.ndarray, " sample"] | None = None) -> None:
+        """Offer a batch.
+
+        Args:
+            batch: any nesting of tensors that share their first dimension.
+            index: each sample's number in the whole stream; counted up when it is not given. Negative numbers mark
+                samples that must not be drawn, such as the padding of a distributed sampler.
+
+        Raises:
+            ValueError: if the batch's samples cannot be told apart, or one sample alone is larger than `max_bytes`.
+        """
+        size = batch_size(batch)
+        if index is None:
+            index = np.arange(self.seen, self.seen + size, dtype=np.int64)
+        self.seen += int((index >= 0).sum())
+        self.largest_batch = max(self.largest_batch, size)
+        keys = sample_keys(index, self.seed)
+        for row in np.flatnonzero(index >= 0):
+            key = int(keys[row])
+            if key >= self._limit or (len(self._heap) == self.max_samples and key >= -self._heap[0][0]):
+                continue
+            # outside inference mode, so that the copy can enter a graph later on
+            with torch.inference_mode(False), torch.no_grad():
+                sample = take_rows(batch, torch.tensor([row]), size)
+            entry = (-key, int(index[row]), byte_size(sample), sample, signature(sample, 1))
+            self._bytes += entry[2]
+            if len(self._heap) == self.max_samples:
+                self._bytes -= heapreplace(self._heap, entry)[2]
+            else:
+                heappush(self._heap, entry)
+            self._fit_into_bytes()
+
+    def _fit_into_bytes(self) -> None:
+        if self._bytes <= self.max_bytes:
+            return
+        if len(self._heap) == 1:
+            raise ValueError(
+                f"one sample takes {self._bytes} bytes, more than max_bytes={self.max_bytes}; raise max_bytes"
+            )
+        ordered = sorted(self._heap, reverse=True)  # smallest key first
+        while self._bytes > self.max_bytes and len(ordered) > 1:
+            key, _, size, *_ = ordered.pop()
+            self._limit = -key
+            self._bytes -= size
+        self._heap = sorted(ordered)
+
+    def close(self, gather: Gather = alone) -> "ProbeSet":
+        """The probe set of all that was offered.
+
+        Args:
+            gather: gets everybody's value where several processes each draw from a share of the stream; the bounds
+                then hold for all of them together (`max_samples`) and for each (`max_bytes`).
+
+        Raises:
+            ValueError: if no sample was offered.
+        """
+        keys = sorted(-entry[0] for entry in self._heap)
+        shares = gather((keys, self._limit, self.seen))
+        limit = min(share[1] for share in shares)
+        kept = sorted(key for share in shares for key in share[0] if key < limit)[: self.max_samples]
+        if not kept:
+            raise ValueError("the stream of batches was empty: there is nothing to draw a probe set from")
+        mine = sorted((entry for entry in self._heap if -entry[0] <= kept[-1]), reverse=True)
+        self._heap = []
+        return ProbeSet(_join(mine), self.largest_batch, sum(share[2] for share in shares))
+
+
+def _join(entries: list[tuple[int, int, int, Any, Hashable]]) -> tuple[_Group, ...]:
+    by_signature: dict[Hashable, list[tuple[int, Any]]] = {}
+    for _, index, _, sample, kind in entries:
+        by_signature.setdefault(kind, []).append((index, sample))
+    return tuple(
+        _Group(join_rows([sample for _, sample in rows], [1] * len(rows)), np.array([index for index, _ in rows]))
+        for rows in by_signature.values()
+    )
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """The sample on which everything is computed, in the order of its keys.
+
+    Attributes:
+        groups: the samples, joined where their shapes agree.
+        batch_size: size of the largest batch of the stream.
+        seen: length of the stream, over all processes.
+    """
+
+    groups: tuple[_Group, ...]
+    batch_size: int
+    seen: int
+
+    @classmethod
+    def from_batches(
+        cls, batches: Iterable[Any], *, max_samples: int = 1024, max_bytes: int = 2**30, seed: int = 0
+    ) -> "ProbeSet":
+        """Draw from a loader.
+
+        Args:
+            batches: any iterable of batches, with or without a length.
+            max_samples: at most so many samples.
+            max_bytes: at most so many bytes in their tensors.
+            seed: another seed draws other samples.
+
+        Raises:
+            ValueError: if there is no batch, a bound is not positive, or the samples cannot be told apart.
+
+        >>> probe = ProbeSet.from_batches([(torch.zeros(8, 2), torch.arange(8))] * 10, max_samples=16)
+        >>> len(probe), probe.seen
+        (16, 80)
+        """
+        sampler = ProbeSampler(max_samples, max_bytes, seed)
+        for batch in batches:
+            sampler.add(batch)
+        return sampler.close()
+
+    def __len__(self) -> int:
+        return sum(len(group.index) for group in self.groups)
+
+    @property
+    def index(self) -> Int[np.ndarray, " sample"]:
+        """Each sample's number in the stream, in the order in which `batches` yields them."""
+        parts = [group.index for group in self.groups]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def batches(self, batch_size: int | None = None) -> Iterator[tuple[Any, Int[np.ndarray, " sample"]]]:
+        """Batches of at most `batch_size` samples (the stream's own size by default) and their sample numbers."""
+        step = self.batch_size if batch_size is None else batch_size
+        for group in self.groups:
+            total = len(group.index)
+            for start in range(0, total, step):
+                stop = min(start + step, total)
+                yield slice_rows(group.batch, start, stop, total), group.index[start:stop]
+
+    def count_batches(self, batch_size: int | None = None) -> int:
+        """How many batches `batches` yields."""
+        step = self.batch_size if batch_size is None else batch_size
+        return sum(-(-len(group.index) // step) for group in self.groups)
+
+    def select(self, index: Int[np.ndarray, " chosen"]) -> "ProbeSet":
+        """The probe set of those samples whose numbers are in `index`."""
+        groups = []
+        for group in self.groups:
+            rows = np.flatnonzero(np.isin(group.index, index))
+            if len(rows):
+                batch = take_rows(group.batch, torch.from_numpy(rows), len(group.index))
+                groups.append(_Group(batch, group.index[rows]))
+        return ProbeSet(tuple(groups), self.batch_size, self.seen)

@@ -1,0 +1,365 @@
+"""Results: frozen dataclasses of NumPy arrays, saved to one file without pickle."""
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+FORMAT, VERSION = "lightning_neuroimp.results", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What removing a neuron means: which neurons, set to what, judged by which output.
+
+    Scores are computed for a removal, and ablations take the same object out of the scores' results, so that the two
+    cannot disagree.
+
+    Attributes:
+        site: name of the module whose output holds the neurons.
+        axis: axis of that output along which the neurons are counted.
+        baseline: name of the baseline, "zero" or "mean".
+        baseline_value: value that a removed neuron is set to, in the unit of the activations.
+        target: name of the scalar that is explained per sample.
+    """
+
+    site: str
+    axis: int
+    baseline: str
+    baseline_value: Float[np.ndarray, " neuron"]
+    target: str
+
+    @property
+    def n_neurons(self) -> int:
+        """Number of neurons at the site."""
+        return len(self.baseline_value)
+
+
+@dataclass(frozen=True, eq=False)
+class Overall:
+    """Faithfulness of a site as a whole: all clusters together, weighted by their sizes.
+
+    Attributes:
+        gap: mean over the numbers of removed neurons of (accuracy under random removal - accuracy under removal of
+            the most important), in accuracy (0 to 1).
+        relative_gap: gap over the mean accuracy under random removal.
+        p_value: share of random orders with a gap at least as large, the ranking itself counted.
+        p_value_worse: the same for a gap at most as large.
+        lds: linear datamodeling score, the correlation of predicted with measured joint effects, mean over clusters.
+        verdict: in words.
+        reference_gap: gap of each reference ranking.
+    """
+
+    gap: float
+    relative_gap: float
+    p_value: float
+    p_value_worse: float
+    lds: float
+    verdict: str
+    reference_gap: Float[np.ndarray, " reference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness:
+    """Deletion curves of one ranking against random removal.
+
+    Each cluster has two halves; neurons are ranked on one and ablated on the other, both ways, and the outcomes of the
+    two are pooled. The gap is the unweighted mean over `removed` of (mean random control - deletion curve).
+
+    Attributes:
+        removed: how many neurons were removed at each point of the curves.
+        samples: ablated samples per half and cluster.
+        intact_accuracy: accuracy with all neurons, 0 to 1.
+        intact_margin: mean margin with all neurons, in logits.
+        accuracy, margin: the deletion curve, most important neurons first.
+        random_accuracy, random_margin: the same for each random order.
+        references: names of the reference rankings.
+        reference_accuracy: their deletion curves.
+        gap, relative_gap, p_value, p_value_worse, lds, verdict, reference_gap: as in `Overall`, per cluster.
+        overall: all clusters together.
+    """
+
+    removed: Int[np.ndarray, " point"]
+    samples: Int[np.ndarray, "half cluster"]
+    intact_accuracy: Float[np.ndarray, " cluster"]
+    intact_margin: Float[np.ndarray, " cluster"]
+    accuracy: Float[np.ndarray, "cluster point"]
+    margin: Float[np.ndarray, "cluster point"]
+    random_accuracy: Float[np.ndarray, "draw cluster point"]
+    random_margin: Float[np.ndarray, "draw cluster point"]
+    references: tuple[str, ...]
+    reference_accuracy: Float[np.ndarray, "reference cluster point"]
+    gap: Float[np.ndarray, " cluster"]
+    relative_gap: Float[np.ndarray, " cluster"]
+    p_value: Float[np.ndarray, " cluster"]
+    p_value_worse: Float[np.ndarray, " cluster"]
+    lds: Float[np.ndarray, " cluster"]
+    reference_gap: Float[np.ndarray, "reference cluster"]
+    verdict: tuple[str, ...]
+    overall: Overall
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Attributions at one site, aggregated over each cluster and each half of it.
+
+    Attributes:
+        removal: what was scored.
+        attribution: name of the score.
+        cluster_ids: the clusters' ids, in the order of the rows.
+        count: samples per half and cluster that entered (those with finite values).
+        half_mean, half_abs_mean, half_square_mean: mean of the attribution, of its absolute value and of its square;
+            NaN where a half is empty.
+        half_deviation: mean |activation - baseline|, summed over positions: the ranking by size, a reference.
+        non_finite: samples left out because of values that were not finite.
+        faithfulness: how removal bears out the scores; None where it was not measured.
+    """
+
+    removal: Removal
+    attribution: str
+    cluster_ids: Int[np.ndarray, " cluster"]
+    count: Int[np.ndarray, "half cluster"]
+    half_mean: Float[np.ndarray, "half cluster neuron"]
+    half_abs_mean: Float[np.ndarray, "half cluster neuron"]
+    half_square_mean: Float[np.ndarray, "half cluster neuron"]
+    half_deviation: Float[np.ndarray, "half cluster neuron"]
+    non_finite: int
+    faithfulness: Faithfulness | None = None
+
+    @property
+    def site(self) -> str:
+        """Name of the module."""
+        return self.removal.site
+
+    def _pooled(self, half: Float[np.ndarray, "half cluster neuron"]) -> Float[np.ndarray, "cluster neuron"]:
+        weight = self.count[..., None].astype(float)
+        total = np.where(weight > 0, half * weight, 0.0).sum(0)
+        return np.divide(total, weight.sum(0), out=np.full_like(total, np.nan), where=weight.sum(0) > 0)
+
+    @property
+    def mean(self) -> Float[np.ndarray, "cluster neuron"]:
+        """Mean attribution over each cluster: the importance by which neurons are ranked, in units of the target."""
+        return self._pooled(self.half_mean)
+
+    @property
+    def abs_mean(self) -> Float[np.ndarray, "cluster neuron"]:
+        """Mean absolute attribution over each cluster."""
+        return self._pooled(self.half_abs_mean)
+
+    @property
+    def std(self) -> Float[np.ndarray, "cluster neuron"]:
+        """Standard deviation of the attribution inside each cluster."""
+        return np.sqrt(np.maximum(self._pooled(self.half_square_mean) - self.mean**2, 0.0))
+
+    @property
+    def stderr(self) -> Float[np.ndarray, "cluster neuron"]:
+        """Standard error of the mean, from the sample standard deviation; NaN for clusters of one."""
+        count = self.count.sum(0)[:, None].astype(float)
+        return self.std / np.sqrt(np.where(count > 1, count - 1, np.nan))
+
+    def row(self, cluster: int) -> int:
+        """Row of a cluster id.
+
+        Raises:
+            KeyError: if there is no such cluster.
+        """
+        found = np.flatnonzero(self.cluster_ids == cluster)
+        if not len(found):
+            raise KeyError(f"no cluster {cluster} at {self.site!r}: the clusters are {self.cluster_ids.tolist()}")
+        return int(found[0])
+
+    def top(self, cluster: int, k: int = 10) -> Int[np.ndarray, " top"]:
+        """The k most important neurons of a cluster, best first (all of them where there are fewer).
+
+        Args:
+            cluster: the cluster's id.
+            k: how many neurons.
+
+        Raises:
+            KeyError: if there is no such cluster.
+            ValueError: if k is not positive.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        return np.argsort(-self.mean[self.row(cluster)], kind="stable")[:k]
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterTable:
+    """What the clusters are, on the probe set.
+
+    Attributes:
+        source: where they come from, in words.
+        ids: kept from epoch to epoch.
+        names: for people.
+        size: probe samples.
+        accuracy: share of samples whose prediction is their target class.
+        class_counts: samples per cluster and target class.
+        exemplars: numbers (in the stream of validation samples) of the samples nearest to each cluster's centre,
+            nearest first; -1 where a cluster has fewer.
+        adjusted_rand_index: agreement with the last epoch's clusters (1: the same; 0: as by chance); NaN without one.
+        history: rows (id, sample number) of each cluster ever seen, with its last members.
+    """
+
+    source: str
+    ids: Int[np.ndarray, " cluster"]
+    names: tuple[str, ...]
+    size: Int[np.ndarray, " cluster"]
+    accuracy: Float[np.ndarray, " cluster"]
+    class_counts: Int[np.ndarray, "cluster class"]
+    exemplars: Int[np.ndarray, "cluster exemplar"]
+    adjusted_rand_index: float
+    history: Int[np.ndarray, "entry 2"]
+
+
+@dataclass(frozen=True, eq=False)
+class Results(Mapping[Any, Importance]):
+    """One measurement: the importance of every neuron of every site for every cluster.
+
+    `results["encoder.3"]` is the first attribution's, `results["encoder.3", "activation"]` that of another one.
+
+    Attributes:
+        importances: one per site and attribution, sites first.
+        clusters: what the clusters are.
+        sample_index: each probe sample's number in the stream.
+        sample_target, sample_correct: its class, and whether the model names it.
+        sample_cluster, sample_half: its cluster's id (-1: in none) and half (-1: in none).
+        epoch, step: of the training, -1 outside one.
+        seed: of the probe set, the random control and random rankings.
+        seconds: time of each pass.
+        notes: what was left out or is missing, in words.
+    """
+
+    importances: tuple[Importance, ...]
+    clusters: ClusterTable
+    sample_index: Int[np.ndarray, " sample"]
+    sample_target: Int[np.ndarray, " sample"]
+    sample_correct: Bool[np.ndarray, " sample"]
+    sample_cluster: Int[np.ndarray, " sample"]
+    sample_half: Int[np.ndarray, " sample"]
+    epoch: int
+    step: int
+    seed: int
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites."""
+        return tuple(dict.fromkeys(importance.site for importance in self.importances))
+
+    @property
+    def attributions(self) -> tuple[str, ...]:
+        """Names of the attributions."""
+        return tuple(dict.fromkeys(importance.attribution for importance in self.importances))
+
+    def __getitem__(self, key: Any) -> Importance:
+        site, attribution = key if isinstance(key, tuple) else (key, self.attributions[0])
+        for importance in self.importances:
+            if importance.site == site and importance.attribution == attribution:
+                return importance
+        raise KeyError(
+            f"no result for {key!r}: the sites are {list(self.sites)}, the attributions {list(self.attributions)}"
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    @property
+    def has_faithfulness(self) -> bool:
+        """Whether removal was measured."""
+        return all(importance.faithfulness is not None for importance in self.importances)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it to one `.npz` file: arrays, and JSON for the rest. No pickle; atomic: never half a file.
+
+        Args:
+            path: the file; its folder is made where it is missing.
+        """
+        arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
+        tree = _encode(self, arrays)
+        header = json.dumps({"format": FORMAT, "version": VERSION, "results": tree}).encode()
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, header=np.frombuffer(header, np.uint8), **arrays)
+        _write_atomically(Path(path), buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Results":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file holds something else, or comes from a newer version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            header = json.loads(arrays.pop("header").tobytes())
+            found, version = header["format"], header["version"]
+        except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+                raise
+            raise ValueError(f"{os.fspath(path)!r} does not hold results of lightning_neuroimp: {error}") from error
+        if found != FORMAT or version > VERSION:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds {found!r} of version {version}; this version of lightning_neuroimp reads "
+                f"{FORMAT!r} up to version {VERSION}"
+            )
+        return _decode(header["results"], arrays)
+
+    def replace(self, **changes: Any) -> "Results":
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+_CLASSES = {kind.__name__: kind for kind in (Removal, Overall, Faithfulness, Importance, ClusterTable, Results)}
+
+
+def _encode(value: Any, arrays: dict[str, Any]) -> Any:
+    if isinstance(value, np.ndarray):
+        key = f"a{len(arrays)}"
+        arrays[key] = value
+        return {"array": key}
+    if is_dataclass(value):
+        content = {field.name: _encode(getattr(value, field.name), arrays) for field in fields(value)}
+        return {"class": type(value).__name__, "fields": content}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item, arrays) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": {key: _encode(item, arrays) for key, item in value.items()}}
+    return value
+
+
+def _decode(tree: Any, arrays: dict[str, Any]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "array" in tree:
+        return arrays[tree["array"]]
+    if "tuple" in tree:
+        return tuple(_decode(item, arrays) for item in tree["tuple"])
+    if "dict" in tree:
+        return {key: _decode(item, arrays) for key, item in tree["dict"].items()}
+    return _CLASSES[tree["class"]](**{name: _decode(item, arrays) for name, item in tree["fields"].items()})
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

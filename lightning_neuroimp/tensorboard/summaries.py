@@ -1,0 +1,51 @@
+"""Built-in TensorBoard summaries of results: histograms, pictures and text, through a logger's own writer."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from lightning_neuroimp.figures import deletion_figure, to_image
+from lightning_neuroimp.report import markdown
+from lightning_neuroimp.results import Importance, Results
+
+MAX_HISTOGRAMS = 100
+
+
+def tag(*parts: str) -> str:
+    """A tag of characters that TensorBoard and other loggers leave alone.
+
+    >>> tag("labels", "encoder.1", "label 3")
+    'labels/encoder.1/label_3'
+    """
+    return "/".join(re.sub(r"[^-/\w.]", "_", part) for part in parts)
+
+
+def site_tag(name: str, one: Importance, results: Results) -> str:
+    """Where a site's and attribution's values are: the attribution is named only where there are several."""
+    several = len(results.attributions) > 1
+    return tag(name, one.site, *([one.attribution] if several else []))
+
+
+def write_summaries(writer: Any, results: Results, name: str, step: int) -> None:
+    """Write a measurement's histograms, deletion curves and table.
+
+    Args:
+        writer: a `SummaryWriter`, such as `TensorBoardLogger.experiment`; never open a second one in its folder.
+        results: one measurement.
+        name: first part of every tag.
+        step: of the logger.
+    """
+    per_site = max(1, MAX_HISTOGRAMS // len(results.importances))
+    largest = np.sort(np.argsort(-results.clusters.size, kind="stable")[:per_site])
+    for one in results.importances[:MAX_HISTOGRAMS]:
+        mean = one.mean
+        for row in largest.tolist():
+            if np.isfinite(mean[row]).all():
+                where = f"{site_tag(name, one, results)}/importance/{tag(results.clusters.names[row])}"
+                writer.add_histogram(where, mean[row], step)
+    writer.add_text(tag(name, "summary"), markdown(results, name), step)
+    if results.has_faithfulness:
+        for site in results.sites:
+            picture = to_image(deletion_figure(results, site))
+            writer.add_image(tag(name, site, "deletion_curves"), picture, step, dataformats="HWC")
