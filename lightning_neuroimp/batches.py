@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 ForwardFn = Callable[[Any, Any], tuple[Any, Any]]
-"""`forward_fn(model, batch) -> (logits, targets)`: logits of shape (sample, class), integer targets of shape (sample,)."""
+"""`forward_fn(model, batch) -> (logits, targets)`: (sample, class) logits and integer targets of shape (sample,)."""
 
 _REMEDY = (
     "pass forward_fn=, a function (model, batch) -> (logits, targets) with logits of shape (sample, class) "

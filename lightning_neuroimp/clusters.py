@@ -109,7 +109,7 @@ def describe_source(clusters: Clusters) -> str:
     return clusters if isinstance(clusters, str) else getattr(clusters, "__name__", type(clusters).__name__)
 
 
-def values_to_ids(values: list[Any], n_samples: int) -> list[Any]:
+def values_to_ids(values: Any, n_samples: int) -> list[Any]:
     """A clusters callable's outcome for one batch as a list of integers or strings.
 
     Raises:
@@ -124,8 +124,7 @@ def values_to_ids(values: list[Any], n_samples: int) -> list[Any]:
         return list(plain)
     raise ValueError(
         f"the clusters callable must return one integer or string for each of the {n_samples} samples of a batch, got "
-        f"{type(values).__name__}{f' of shape {tuple(values.shape)}' if isinstance(values, Tensor | np.ndarray) else ''}"
-        f" {str(values)[:60]}"
+        f"a {type(values).__name__}: {str(values)[:80]}"
     )
 
 
@@ -202,7 +201,8 @@ class EmbeddingTap:
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and args[0].ndim >= 2:
             value = args[0].detach()
-            self._embedding = value if value.ndim == 2 else value.flatten(1, -2).mean(1)
+            # a copy, as a layer behind may work in place
+            self._embedding = value.clone() if value.ndim == 2 else value.flatten(1, -2).mean(1)
 
     def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         assert self._site is not None

@@ -63,6 +63,8 @@ class ClusterMoments:
             # zeroed as well as left out: zero times NaN is NaN in the product below
             values, deviation = np.where(finite[:, None], values, 0.0), np.where(finite[:, None], deviation, 0.0)
             member &= finite
+        if not member.any():
+            return
         rows = self._rows_of(cluster[member], half[member], values.shape[1])
         weights = np.zeros((len(self._count), len(values)))
         weights[rows, np.flatnonzero(member)] = 1.0

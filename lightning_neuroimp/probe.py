@@ -144,10 +144,11 @@ def _join(entries: list[tuple[int, int, int, Any, Hashable]]) -> tuple[_Group, .
     by_signature: dict[Hashable, list[tuple[int, Any]]] = {}
     for _, index, _, sample, kind in entries:
         by_signature.setdefault(kind, []).append((index, sample))
-    return tuple(
-        _Group(join_rows([sample for _, sample in rows], [1] * len(rows)), np.array([index for index, _ in rows]))
-        for rows in by_signature.values()
-    )
+    with torch.inference_mode(False), torch.no_grad():
+        return tuple(
+            _Group(join_rows([sample for _, sample in rows], [1] * len(rows)), np.array([index for index, _ in rows]))
+            for rows in by_signature.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ class ProbeSet:
         for group in self.groups:
             rows = np.flatnonzero(np.isin(group.index, index))
             if len(rows):
-                batch = take_rows(group.batch, torch.from_numpy(rows), len(group.index))
+                with torch.inference_mode(False), torch.no_grad():
+                    batch = take_rows(group.batch, torch.from_numpy(rows), len(group.index))
                 groups.append(_Group(batch, group.index[rows]))
         return ProbeSet(tuple(groups), self.batch_size, self.seen)

@@ -98,7 +98,8 @@ class Watch:
                 self._pass_over(site, str(error))
                 return None
             if not self.gradients:
-                self.outputs[name] = tensor.detach()
+                # a copy: an in-place layer behind the site overwrites the original
+                self.outputs[name] = tensor.detach().clone()
                 return None
             if not torch.is_grad_enabled():
                 self._pass_over(

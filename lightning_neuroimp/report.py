@@ -124,7 +124,7 @@ def explain(results: Results) -> str:
         "removed on the other.\n"
         f"p:   share of {n_draws} random orders, and the ranking itself, with a gap as large "
         f"(smallest possible: {1 / (n_draws + 1):.2g}).\n"
-        "faithful: p <= .05 and a gap of at least 5% of the accuracy left by random removal; weak: p <= .05, smaller gap."
+        "faithful: p <= .05 and a gap of at least 5% of the accuracy left by random removal; weak: a smaller gap."
     )
 
 

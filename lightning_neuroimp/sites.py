@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 MAX_GLOB_SITES = 16
@@ -188,7 +188,7 @@ def sum_positions(values: Float[Tensor, "sample ..."], axis: int) -> Float[Tenso
     return values.sum(others) if others else values
 
 
-def along_axis(values: Float[Tensor, "*sample neuron"], axis: int, ndim: int) -> Tensor:
+def along_axis(values: Shaped[Tensor, "*sample neuron"], axis: int, ndim: int) -> Tensor:
     """Values per neuron, (neuron,) or (sample, neuron), shaped to broadcast against an output of `ndim` axes."""
     lead = 1 if values.ndim == 1 else values.shape[0]
     shape = [lead] + [1] * (ndim - 1)

@@ -1,7 +1,7 @@
 """Statistics of deletion curves: gaps, randomisation p-values and the linear datamodeling score."""
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 
 _ROUNDING = 1e-9  # means of counts that are equal on paper differ by less than this, others by more
 
@@ -92,7 +92,7 @@ def linear_datamodeling_score(
     return float(predicted @ measured / norm) if norm > 1e-12 * (1 + np.abs(effects).sum()) else float("nan")
 
 
-def weighted_mean(values: Float[np.ndarray, "*rest cluster"], weights: Float[np.ndarray, " cluster"]) -> np.ndarray:
+def weighted_mean(values: Float[np.ndarray, "*rest cluster"], weights: Num[np.ndarray, " cluster"]) -> np.ndarray:
     """Mean over the last axis by weight, leaving out what is not finite; NaN where nothing is left."""
     weight = np.where(np.isfinite(values), weights, 0.0)
     total = weight.sum(-1)

@@ -1,0 +1,48 @@
+import os
+
+# shapes in annotations are checked under pytest only, before anything imports the package
+from jaxtyping import install_import_hook
+
+_hook = install_import_hook("lightning_neuroimp", "beartype.beartype")
+_hook.__enter__()
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def double():
+    """float64 for closed forms."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Function(nn.Module):
+    """A site followed by any function of it: `outcome(site(x))`, as the logit of class 0 against 0."""
+
+    def __init__(self, outcome, site=None):
+        super().__init__()
+        self.site = nn.Identity() if site is None else site
+        self.outcome = outcome
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.outcome(self.site(x))
+        return torch.stack([value, torch.zeros_like(value)], 1)
+
+
+def class_zero(x) -> list:
+    """One batch of samples of class 0."""
+    x = torch.as_tensor(x, dtype=torch.get_default_dtype())
+    return [(x, torch.zeros(len(x), dtype=torch.int64))]

@@ -1,0 +1,65 @@
+"""Rankings that know nothing must not look faithful more often than the p-value says."""
+
+import pytest
+import torch
+from digits import batches, digits, train
+from scipy.stats import binom, kstest
+from torch import nn
+
+from lightning_neuroimp import AblationFaithfulness, ProbeSet, ablation_faithfulness, neuron_importance
+
+REPEATS = 200
+SETTINGS = AblationFaithfulness(n_random=19, fractions=(0.1, 0.3, 0.6))
+
+
+@pytest.fixture(scope="module")
+def small():
+    x, y = digits()
+    # little training and few neurons: ablation must matter, or all gaps would tie
+    return train(nn.ReLU, width=24, depth=1, epochs=3), batches(x[1200:1400], y[1200:1400], 200)
+
+
+def site_p_values(small, attribution):
+    """One p-value per repeat; ranking and random control are both fresh in each."""
+    model, data = small
+    found = []
+    for seed in range(REPEATS):
+        probe = ProbeSet.from_batches(data, seed=seed)
+        results = neuron_importance(
+            model,
+            probe,
+            layers="1",
+            attribution=attribution(seed),
+            clusters=lambda batch: batch[1] % 4,
+            seed=seed,
+        )
+        results = ablation_faithfulness(model, probe, results, SETTINGS)
+        found.append(results["1"].faithfulness.overall.p_value)
+    return torch.tensor(found)
+
+
+def test_a_stable_uninformative_ranking_keeps_the_nominal_rate(small):
+    p = site_p_values(small, lambda seed: "random")
+    # the ranking and the control are exchangeable: p is uniform on .05, .10, ..., 1
+    assert (p <= 0.05).sum() <= binom.ppf(0.999, REPEATS, 0.05)
+    assert (p <= 0.5).sum() >= binom.ppf(0.001, REPEATS, 0.5)
+    dithered = p - torch.rand(REPEATS, generator=torch.Generator().manual_seed(0)) / 20
+    assert kstest(dithered.numpy(), "uniform").pvalue > 0.001
+
+
+def test_random_scores_of_each_sample_keep_the_nominal_rate(small):
+    def fresh(seed):
+        generator = torch.Generator().manual_seed(seed)
+
+        def noise(batch):
+            return torch.randn(batch.activation.shape, generator=generator)
+
+        return noise
+
+    p = site_p_values(small, fresh)
+    assert (p <= 0.05).sum() <= binom.ppf(0.999, REPEATS, 0.05)
+
+
+def test_the_test_can_fail_for_a_ranking_that_is_informative(small):
+    p = site_p_values(small, lambda seed: "gradient_x_activation")
+    assert (p <= 0.05).float().mean() > 0.9

@@ -1,0 +1,385 @@
+"""The flow without a Trainer: passes, splits, baselines, undisturbed models, ablation against edited weights."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from digits import batches, digits, train, validation_batches
+from torch import nn
+
+from lightning_neuroimp import (
+    AblationFaithfulness,
+    KMeansClusters,
+    ProbeSet,
+    ablation_faithfulness,
+    neuron_importance,
+)
+from lightning_neuroimp.deletion import ablate_orders
+
+NAMES = ["gradient_x_activation", "gradient", "activation", "random"]
+
+
+class Counting(nn.Module):
+    """Counts forward and backward passes over itself."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.forwards, self.backwards = inner, 0, 0
+
+    def forward(self, x):
+        self.forwards += 1
+        logits = self.inner(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count)
+        return logits
+
+    def _count(self, gradient):
+        self.backwards += 1
+
+
+@pytest.mark.parametrize(
+    ("options", "forwards", "backwards"),
+    [
+        ({}, 1, 1),
+        ({"attribution": NAMES}, 1, 1),
+        ({"attribution": ["activation", "random"]}, 1, 0),
+        ({"baseline": "mean", "attribution": NAMES}, 2, 1),
+        ({"clusters": KMeansClusters(3)}, 2, 1),
+        ({"clusters": KMeansClusters(3), "baseline": "mean", "attribution": NAMES}, 2, 1),
+        ({"clusters": lambda batch: batch[1] % 3}, 1, 1),
+    ],
+)
+def test_all_sites_and_scores_share_the_passes(options, forwards, backwards):
+    model = Counting(nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 10)))
+    data = validation_batches(200)
+    neuron_importance(model, data, layers=["inner.0", "inner.1", "inner.3"], **options)
+    assert (model.forwards, model.backwards) == (forwards * len(data), backwards * len(data))
+
+
+def test_a_check_costs_what_it_says():
+    model = Counting(nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10)))
+    data = validation_batches(200)
+    results = neuron_importance(model, data, layers="inner.1", attribution=NAMES[:2])
+    settings = AblationFaithfulness(max_samples=600)
+    model.forwards = 0
+    ablation_faithfulness(model, data, results, settings)
+    assert settings.forward_passes(2) == 1 + 6 * (19 + 5) == model.forwards / len(data)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("baseline", ["zero", "mean"])
+def test_batch_size_and_order_do_not_change_scores(baseline):  # T14
+    x, y = (part[:150] for part in digits(torch.float64))
+    model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10))
+    order = torch.randperm(150)
+    versions = [
+        batches(x, y, 150),
+        batches(x, y, 7),
+        iter(batches(x, y, 64)),  # no length
+        batches(x[order], y[order], 32),
+    ]
+    found = [neuron_importance(model, data, layers="*", baseline=baseline, batch_size=None) for data in versions]
+    found.append(neuron_importance(model, batches(x, y, 64), layers="*", baseline=baseline, batch_size=11))
+    for other in found[1:]:
+        for site in "012":
+            np.testing.assert_allclose(other[site].mean, found[0][site].mean, atol=1e-12)
+            np.testing.assert_allclose(other[site].std, found[0][site].std, atol=1e-9)
+            np.testing.assert_allclose(other[site].removal.baseline_value, found[0][site].removal.baseline_value)
+
+
+@pytest.mark.usefixtures("double")
+def test_scores_and_curves_do_not_depend_on_the_number_of_processes():  # T14; real processes: test_ddp.py
+    """Three processes in lockstep threads, each with a third of the samples."""
+    import threading
+
+    from lightning_neuroimp.probe import ProbeSampler
+
+    x, y = (part[:120] for part in digits(torch.float64))
+    model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10))
+    world = 3
+    box, barrier = [None] * world, threading.Barrier(world)
+
+    def gather_as(rank):
+        def gather(value):
+            box[rank] = value
+            barrier.wait(60)
+            everybody = list(box)
+            barrier.wait(60)
+            return everybody
+
+        return gather
+
+    found = [None] * world
+    options = {"layers": ["0", "1"], "baseline": "mean", "clusters": KMeansClusters(3)}
+
+    def process(rank):
+        sampler = ProbeSampler(100)
+        rows = torch.arange(rank, 120, world)
+        for part in rows.split(9):
+            sampler.add((x[part], y[part]), part.numpy())
+        probe = sampler.close(gather_as(rank))
+        # `undisturbed` changes modes of a shared model: each its own copy, as processes have
+        own = copy.deepcopy(model)
+        results = neuron_importance(own, probe, gather=gather_as(rank), **options)
+        found[rank] = ablation_faithfulness(own, probe, results, gather=gather_as(rank))
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    single_probe = ProbeSet.from_batches(batches(x, y, 50), max_samples=100)
+    single = neuron_importance(model, single_probe, **options)
+    for result in found:
+        assert result is not None
+        assert sorted(result.sample_index) == sorted(single.sample_index)
+        np.testing.assert_array_equal(result.sample_cluster, single.sample_cluster)
+        for site in ("0", "1"):
+            np.testing.assert_allclose(result[site].mean, single[site].mean, atol=1e-12)
+            np.testing.assert_array_equal(result[site].mean, found[0][site].mean)
+            np.testing.assert_array_equal(
+                result[site].faithfulness.random_accuracy, found[0][site].faithfulness.random_accuracy
+            )
+            assert result[site].faithfulness.samples.sum() == 100
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_ablation_equals_editing_the_weights(kind):
+    """A neuron set to zero is a neuron whose outgoing weights are zero."""
+    if kind == "linear":
+        model = nn.Sequential(nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10)).double()
+        shape, outgoing = (-1, 64), 2
+    else:
+        model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(inplace=True), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+        model, shape, outgoing = model.double(), (-1, 1, 8, 8), 2
+    x, y = digits(torch.float64)
+    data = [(x[:60].reshape(shape), y[:60])]
+    results = neuron_importance(model, data, layers="1")
+    n_neurons = results["1"].removal.n_neurons
+    orders = [np.random.default_rng(draw).permutation(n_neurons) for draw in range(4)]
+    removed = np.array([1, 3])
+    groups = (y[:60] % 2).numpy()
+
+    def forward(batch):
+        return model(batch[0]), batch[1]
+
+    outcome = ablate_orders(
+        model, forward, [(data[0], groups)], results["1"].removal, [order[None] for order in orders], removed, 2
+    )
+    for draw, order in enumerate(orders):
+        for point, count in enumerate(removed):
+            edited = copy.deepcopy(model)
+            with torch.no_grad():
+                edited[outgoing].weight[:, order[:count]] = 0.0
+                logits = edited(data[0][0])
+            right = (logits.argmax(1) == data[0][1]).numpy()
+            rest = logits.clone()
+            rest[torch.arange(60), data[0][1]] = -torch.inf
+            margin = (logits[torch.arange(60), data[0][1]] - rest.logsumexp(1)).numpy()
+            for group in range(2):
+                assert outcome.correct[draw, point, group] == right[groups == group].sum()
+                assert outcome.margin[draw, point, group] == pytest.approx(margin[groups == group].sum(), abs=1e-9)
+
+
+def test_rankings_come_from_the_other_half():
+    """Scores that are informative on one half alone must not be judged on it."""
+    model, data = train(nn.ReLU, width=32, depth=1, epochs=4), validation_batches()
+    results = neuron_importance(model, data, layers="1")
+    one = results["1"]
+    half = one.half_mean.copy()
+    half[1] = -half[1]  # half 1 ranks upside down; half 0 ranks right
+    spoiled = results.replace(importances=(copy.copy(one),))
+    object.__setattr__(spoiled.importances[0], "half_mean", half)
+    right = ablation_faithfulness(model, data, results)["1"].faithfulness
+    wrong = ablation_faithfulness(model, data, spoiled)["1"].faithfulness
+    assert right.overall.gap > 0.1
+    # the curve is the mean of a right and a wrong half, and the LDS of the two cancel
+    assert wrong.overall.gap < right.overall.gap * 0.6
+    assert abs(wrong.overall.lds) < abs(right.overall.lds) / 3
+    # each half's scores were multiplied by -1 or not: only the halves' own LDS changes sign
+    np.testing.assert_array_equal(right.random_accuracy, wrong.random_accuracy)
+
+
+def test_halves_are_disjoint_equal_and_stratified_by_correctness():
+    model, data = train(nn.ReLU, width=16, depth=1, epochs=3), validation_batches()
+    results = neuron_importance(model, data, layers="1")
+    assert set(results.sample_half) == {0, 1}
+    for cluster in results.clusters.ids:
+        for correct in (True, False):
+            members = (results.sample_cluster == cluster) & (results.sample_correct == correct)
+            first = (results.sample_half[members] == 0).sum()
+            assert abs(2 * first - members.sum()) <= 1
+    np.testing.assert_array_equal(results["1"].count.sum(0), results.clusters.size)
+    again = neuron_importance(model, data, layers="1")
+    np.testing.assert_array_equal(again.sample_half, results.sample_half)
+
+
+def test_moments_equal_a_slow_twin():
+    model, data = train(nn.Tanh, width=16, depth=1, epochs=2), validation_batches()
+    kept = []
+
+    def record(batch):
+        values = batch.sum_positions(batch.deviation * batch.gradient)
+        kept.append(values.double())
+        return values
+
+    results = neuron_importance(model, ProbeSet.from_batches(data), layers="1", attribution=record)
+    probe = ProbeSet.from_batches(data)
+    values = torch.cat(kept).numpy()[np.argsort(probe.index, kind="stable")]
+    one = results["1"]
+    for row, cluster in enumerate(one.cluster_ids):
+        member = results.sample_cluster == cluster
+        np.testing.assert_allclose(one.mean[row], values[member].mean(0), atol=1e-12)
+        np.testing.assert_allclose(one.abs_mean[row], np.abs(values[member]).mean(0), atol=1e-12)
+        np.testing.assert_allclose(one.std[row], values[member].std(0), atol=1e-8)
+        standard_error = values[member].std(0, ddof=1) / np.sqrt(member.sum())
+        np.testing.assert_allclose(one.stderr[row], standard_error, atol=1e-8)
+        for half in (0, 1):
+            np.testing.assert_allclose(
+                one.half_mean[half, row], values[member & (results.sample_half == half)].mean(0), atol=1e-12
+            )
+        np.testing.assert_array_equal(one.top(int(cluster), 3), np.argsort(-values[member].mean(0))[:3])
+
+
+class Awkward(nn.Module):
+    """Has what must not be changed: dropout, batch norm, a buffer that it writes to, and randomness."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Dropout(0.5))
+        self.head = nn.Linear(16, 10)
+        self.register_buffer("calls", torch.zeros(1))
+        self.body[1].eval()  # a frozen part of a model in training
+
+    def forward(self, x):
+        self.calls += 1
+        torch.rand(3), np.random.rand(3)
+        return self.head(self.body(x))
+
+
+def state(model):
+    return (
+        {key: value.clone() for key, value in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        [p.requires_grad for p in model.parameters()],
+        [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        torch.get_rng_state(),
+        np.random.get_state()[1:3],
+        torch.is_grad_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+    )
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=0, atol=0)
+    assert one[1] == other[1]
+    for a, b in zip(one[2], other[2], strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+    assert one[3] == other[3]
+    assert one[4] == other[4]
+    assert torch.equal(one[5], other[5])
+    assert np.array_equal(one[6][0], other[6][0])
+    assert one[6][1] == other[6][1]
+    assert one[7:] == other[7:]
+
+
+@pytest.mark.parametrize("fault", ["none", "attribution", "clusters", "ablation"])
+def test_the_model_is_left_as_it_was_found(fault):
+    model, data = Awkward(), validation_batches()
+    x, y = data[0]
+    nn.functional.cross_entropy(model(x), y).backward()  # in the middle of an accumulation
+    model.head.weight.requires_grad_(False)
+    before = state(model)
+
+    def failing(*args):
+        raise RuntimeError("injected")
+
+    options = {"attribution": failing} if fault == "attribution" else {}
+    options |= {"clusters": failing} if fault == "clusters" else {"clusters": KMeansClusters(3)}
+    layers = ["body.0", "body.2"]
+    if fault in ("attribution", "clusters"):
+        with pytest.raises(RuntimeError, match="injected"):
+            neuron_importance(model, data, layers=layers, baseline="mean", **options)
+    else:
+        results = neuron_importance(model, data, layers=layers, baseline="mean", **options)
+        if fault == "ablation":
+            calls = iter(range(5))
+
+            def forward_fn(model, batch):
+                if next(calls, None) is None:
+                    failing()
+                return model(batch[0]), batch[1]
+
+            with pytest.raises(RuntimeError, match="injected"):
+                ablation_faithfulness(model, data, results, forward_fn=forward_fn)
+        else:
+            ablation_faithfulness(model, data, results)
+    assert_same(state(model), before)
+
+
+def test_frozen_models_and_inference_mode_give_the_same_scores():
+    model, data = train(nn.ReLU, width=16, depth=2, epochs=1), validation_batches()
+    expected = neuron_importance(model, data, layers=["0", "1", "3"])
+    with torch.inference_mode():
+        inside = neuron_importance(model, [(x.clone(), y.clone()) for x, y in data], layers=["0", "1", "3"])
+    with torch.no_grad():
+        under = neuron_importance(model, data, layers=["0", "1", "3"])
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    for other in (inside, under, neuron_importance(frozen, data, layers=["0", "1", "3"])):
+        for site in expected:
+            np.testing.assert_allclose(other[site].mean, expected[site].mean, atol=1e-6)
+
+
+def test_a_model_with_samples_that_are_not_finite_says_so():
+    model, data = train(nn.Tanh, width=16, depth=1, epochs=1), validation_batches(597)
+    x, y = data[0]
+    x = x.clone()
+    x[:3] = torch.nan
+    broken = neuron_importance(model, [(x, y)], layers="1", baseline="mean")
+    whole = neuron_importance(model, [(x[3:], y[3:])], layers="1", baseline="mean")
+    np.testing.assert_allclose(broken["1"].mean, whole["1"].mean, atol=1e-6)
+    assert "3 of 597 samples left out, whose outputs were not finite" in broken.notes
+    assert broken.clusters.size.sum() == 594
+    checked = ablation_faithfulness(model, [(x, y)], broken)
+    assert np.isfinite(checked["1"].faithfulness.gap).all()
+    with pytest.raises(FloatingPointError, match=r"not finite for any of the 3 probe samples.*diverged"):
+        neuron_importance(model, [(x[:3], y[:3])], layers="1")
+
+
+def test_a_site_that_the_target_does_not_depend_on_scores_zero():
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.used, self.unused = nn.Linear(64, 8), nn.Linear(8, 10), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.body(x).tanh()
+            self.unused(h)
+            return self.used(h)
+
+    results = neuron_importance(TwoHeads(), validation_batches(), layers=["body", "unused"])
+    assert np.abs(results["body"].mean).max() > 0
+    assert np.abs(results["unused"].mean).max() == 0
+
+
+def test_too_few_samples_and_one_cluster():
+    model, data = train(nn.Tanh, width=16, depth=1, epochs=1), validation_batches()
+    few = ablation_faithfulness(
+        model, [data[0]], neuron_importance(model, [data[0]], layers="1"), AblationFaithfulness(max_samples=60)
+    )
+    assert set(few["1"].faithfulness.verdict) == {"too few samples to say"}
+    assert few["1"].faithfulness.overall.verdict in ("faithful", "weak", "no better than random")
+    one = neuron_importance(model, data, layers="1", clusters=lambda batch: ["everything"] * len(batch[1]))
+    assert one.clusters.names == ("everything",)
+    assert ablation_faithfulness(model, data, one)["1"].faithfulness.gap.shape == (1,)
+
+
+def test_faithfulness_refuses_other_samples():
+    model, data = train(nn.Tanh, width=16, depth=1, epochs=1), validation_batches()
+    results = neuron_importance(model, data, layers="1", max_samples=100)
+    assert ablation_faithfulness(model, data, results).has_faithfulness
+    with pytest.raises(ValueError, match=r"100 others: pass the loader or ProbeSet that neuron_importance was called"):
+        ablation_faithfulness(model, ProbeSet.from_batches(data, max_samples=100, seed=1), results)
