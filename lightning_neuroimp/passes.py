@@ -95,6 +95,9 @@ class Passes:
                 batch = to_device(host_batch, device)
                 with watch.record(self.model, len(index)):
                     logits, classes = forward_logits(self.model, batch, self.forward_fn)
+                if len(watch.skipped) == len(self.sites):
+                    reason = next(iter(watch.skipped.values()))
+                    raise ValueError(f"none of the layers can be explained; for instance, {reason}")
                 if len(logits) != len(index):
                     raise ValueError(
                         f"the model gave {len(logits)} rows of logits for a batch of {len(index)} samples; each sample "
@@ -112,8 +115,6 @@ class Passes:
                 tick()
         for name, reason in watch.skipped.items():
             self.skipped.setdefault(name, reason)
-        if self.skipped and len(self.skipped) == len(self.sites):
-            raise ValueError(f"none of the layers can be explained; for instance, {next(iter(self.skipped.values()))}")
 
     def survey(self, tap: EmbeddingTap, *, required: bool) -> tuple[Samples, dict[str, np.ndarray]]:
         """The forward pass before: embeddings, predictions, and the mean activation of each neuron of each site."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -44,7 +45,7 @@ class Site:
     optional: bool = False
 
 
-def find_sites(model: nn.Module, layers: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
+def find_sites(model: nn.Module, layers: str | Site | Sequence[Any]) -> tuple[Site, ...]:
     """Resolve names and globs.
 
     Args:

@@ -1,0 +1,164 @@
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_neuroimp.batches import (
+    batch_size,
+    byte_size,
+    forward_logits,
+    join_rows,
+    signature,
+    slice_rows,
+    split_batch,
+    take_rows,
+)
+
+Pair = namedtuple("Pair", "image label")
+
+
+class Outputs(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x):
+        return self.outputs
+
+
+def run(outputs, targets=None, forward_fn=None):
+    targets = torch.zeros(4, dtype=torch.int64) if targets is None else targets
+    return forward_logits(Outputs(outputs), (torch.zeros(4, 2), targets), forward_fn)
+
+
+def test_pairs_are_inputs_and_targets():
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0], dtype=torch.int32)
+    logits, classes = forward_logits(nn.Identity(), [x, y], None)
+    assert torch.equal(logits, x)
+    assert classes.dtype == torch.int64
+    assert split_batch(Pair(1, 2)) == (1, 2)
+
+
+def test_anything_else_goes_through_forward_fn():
+    batch = {"a": torch.randn(4, 3), "b": torch.arange(4) % 3}
+    logits, classes = forward_logits(nn.Identity(), batch, lambda model, batch: (model(batch["a"]), batch["b"]))
+    assert torch.equal(logits, batch["a"])
+    assert torch.equal(classes, batch["b"])
+
+
+def test_half_precision_logits_become_float32():
+    assert run(torch.randn(4, 3, dtype=torch.bfloat16))[0].dtype == torch.float32
+    assert run(torch.randn(4, 3, dtype=torch.float64))[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("batch", "received"),
+    [
+        ({"x": 1, "y": 2}, "a dict with keys ['x', 'y']"),
+        ((1, 2, 3), "a tuple of 3"),
+        (torch.zeros(3, 2), "a Tensor of shape (3, 2)"),
+    ],
+)
+def test_batches_that_cannot_be_told_apart(batch, received):
+    with pytest.raises(ValueError, match="cannot tell inputs from targets") as error:
+        split_batch(batch)
+    message = str(error.value)
+    assert received in message
+    assert "expected a batch of the form (inputs, targets)" in message
+    assert "pass forward_fn=, a function (model, batch) -> (logits, targets)" in message
+
+
+PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.1, 0.9]])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "phrases"),
+    [
+        ((torch.zeros(4, 2),), None, ["must be a tensor of logits", "a tuple of 1", "pass forward_fn="]),
+        (torch.zeros(4, 2, dtype=torch.int64), None, ["floating-point logits", "torch.int64"]),
+        (torch.zeros(4, 3, 5), None, ["(sample, class)", "dense or sequence outputs", "(4, 3, 5)"]),
+        (torch.zeros(4), None, ["at least two classes", "(0, f)", "regression output has no classes"]),
+        (torch.zeros(4, 1), None, ["at least two classes", "(4, 1)", "torch.nn.functional.pad"]),
+        (PROBABILITIES, None, ["look like probabilities", "logits are needed", ".clamp_min(1e-12).log()"]),
+        (torch.zeros(4, 2), [0, 1, 0, 1], ["targets must be a tensor of class numbers", "a list of 4"]),
+        (torch.zeros(4, 2), torch.zeros(4, 2), ["one-hot or soft labels", "targets.argmax(1)", "multi-label"]),
+        (torch.zeros(4, 2), torch.zeros(4), ["integer class numbers", "torch.float32", "regression target"]),
+        (torch.zeros(4, 2), torch.zeros(4, dtype=torch.bool), ["integer class numbers", "torch.bool"]),
+        (torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), ["shape (4,)", "(3,)"]),
+        (torch.zeros(4, 2), torch.tensor([0, 1, 2, -100]), ["0..1", "from -100 to 2", "drop ignored samples"]),
+    ],
+)
+def test_outputs_and_targets_of_no_classifier(outputs, targets, phrases):
+    with pytest.raises(ValueError, match=".") as error:
+        run(outputs, targets)
+    for phrase in phrases:
+        assert phrase in str(error.value)
+
+
+def test_the_remedies_in_the_messages_work():
+    labels = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    f = torch.tensor([-1.0, 2.0, -3.0, 4.0])
+    binary = lambda model, batch: (  # noqa: E731 (as in the message)
+        torch.nn.functional.pad(model(batch[0]).reshape(-1, 1), (1, 0)),
+        batch[1].long().reshape(-1),
+    )
+    logits, classes = forward_logits(Outputs(f), (torch.zeros(4, 2), labels), binary)
+    assert torch.equal(logits.argmax(1) == classes, (f > 0) == (labels == 1))
+    log = lambda model, batch: (model(batch[0]).clamp_min(1e-12).log(), batch[1])  # noqa: E731
+    logits, _ = forward_logits(Outputs(PROBABILITIES), (torch.zeros(4, 2), labels.long()), log)
+    torch.testing.assert_close(logits.softmax(1), PROBABILITIES)
+
+
+def test_forward_fn_must_return_a_pair():
+    with pytest.raises(ValueError, match=r"forward_fn must return a tuple \(logits, targets\), got a Tensor"):
+        run(torch.zeros(4, 2), forward_fn=lambda model, batch: torch.zeros(4, 2))
+
+
+NESTED = {
+    "x": torch.arange(12.0).reshape(4, 3),
+    "deep": [Pair(torch.arange(4), np.arange(4)), ("a", "b", "c", "d")],
+    "constant": 7,
+    "scalar": torch.tensor(2.0),
+}
+
+
+def test_rows_of_nested_batches():
+    assert batch_size(NESTED) == 4
+    assert byte_size(NESTED) == 4 * (12 + 1) + 8 * 8
+    taken = take_rows(NESTED, torch.tensor([2, 0]), 4)
+    assert torch.equal(taken["x"], NESTED["x"][[2, 0]])
+    assert torch.equal(taken["deep"][0].image, torch.tensor([2, 0]))
+    assert taken["deep"][0].label.tolist() == [2, 0]
+    assert taken["deep"][1] == ["c", "a"]
+    assert taken["constant"] == 7
+    parts = [take_rows(NESTED, torch.tensor([row]), 4) for row in range(4)]
+    assert len({signature(part, 1) for part in parts}) == 1
+    joined = join_rows(parts, [1] * 4)
+    assert torch.equal(joined["x"], NESTED["x"])
+    assert isinstance(joined["deep"][0], Pair)
+    assert joined["deep"][1] == list("abcd")
+    assert torch.equal(slice_rows(joined, 1, 3, 4)["deep"][0].image, torch.tensor([1, 2]))
+    assert slice_rows(joined, 1, 3, 4)["deep"][1] == ["b", "c"]
+
+
+def test_taken_rows_are_copies():
+    batch = (torch.zeros(3, 2), torch.zeros(3))
+    taken = take_rows(batch, torch.tensor([1]), 3)
+    batch[0].fill_(9)
+    assert taken[0].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("batch", "phrase"),
+    [
+        ((torch.zeros(3, 2), torch.zeros(4)), "first dimensions [3, 4]"),
+        (("a", 1), "no tensor with a first dimension"),
+    ],
+)
+def test_batches_without_a_sample_axis(batch, phrase):
+    with pytest.raises(ValueError, match="must share their first dimension") as error:
+        batch_size(batch)
+    assert phrase in str(error.value)
+    assert "collate_fn" in str(error.value)

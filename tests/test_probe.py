@@ -1,0 +1,151 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, chi2
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_neuroimp import ProbeSet
+from lightning_neuroimp.probe import ProbeSampler, sample_keys
+
+
+def stream(n, size=10, width=2):
+    """Sample i holds its own number."""
+    x = torch.arange(n, dtype=torch.float32)[:, None].expand(n, width)
+    return list(zip(x.split(size), torch.arange(n).split(size), strict=True))
+
+
+def numbers(probe):
+    return np.concatenate([batch[1].numpy() for batch, _ in probe.batches()])
+
+
+def test_a_small_stream_is_kept_whole():
+    probe = ProbeSet.from_batches(stream(37), max_samples=100)
+    assert sorted(numbers(probe)) == list(range(37))
+    assert (len(probe), probe.seen, probe.batch_size) == (37, 37, 10)
+
+
+def test_numbers_belong_to_their_samples():
+    probe = ProbeSet.from_batches(stream(500), max_samples=64)
+    for batch, index in probe.batches(13):
+        assert batch[1].tolist() == index.tolist()
+        assert len(index) <= 13
+    assert probe.count_batches(13) == 5
+    assert sorted(numbers(probe)) == sorted(probe.index)
+    chosen = probe.select(probe.index[::2])
+    assert numbers(chosen).tolist() == probe.index[::2].tolist()
+
+
+def test_the_sample_depends_on_the_stream_and_the_seed_only():
+    first = numbers(ProbeSet.from_batches(stream(500), max_samples=40))
+    # Python's own generator: test_training_identical.py, as beartype draws from it under pytest
+    states = np.random.get_state()[1].copy(), torch.get_rng_state()
+    assert np.array_equal(first, numbers(ProbeSet.from_batches(iter(stream(500, size=7)), max_samples=40)))
+    assert np.array_equal(np.random.get_state()[1], states[0])
+    assert torch.equal(torch.get_rng_state(), states[1])
+    torch.rand(5)
+    assert np.array_equal(first, numbers(ProbeSet.from_batches(stream(500), max_samples=40)))
+    assert not np.array_equal(first, numbers(ProbeSet.from_batches(stream(500), max_samples=40, seed=1)))
+
+
+@pytest.mark.parametrize("bound", [{"max_samples": 20}, {"max_bytes": 20 * 16}])
+def test_every_place_in_the_stream_is_drawn_equally_often(bound):
+    """Also at the end of a stream that is sorted by class, and under either bound."""
+    n, repeats = 100, 600
+    drawn = np.zeros(n)
+    for seed in range(repeats):
+        probe = ProbeSet.from_batches(stream(n, size=30), seed=seed, **bound)
+        assert len(probe) == 20
+        drawn[probe.index] += 1
+    low, high = binom.ppf([0.00001, 0.99999], repeats, 0.2)
+    assert (drawn >= low).all()
+    assert (drawn <= high).all()
+    # hypergeometric in each draw: the statistic is a little smaller than chi-square, which is the safe side
+    assert ((drawn - repeats * 0.2) ** 2 / (repeats * 0.2 * 0.8)).sum() < chi2.ppf(0.9999, n - 1)
+
+
+def test_neighbouring_seeds_draw_unrelated_samples():
+    keys = np.stack([sample_keys(np.arange(2000), seed) for seed in range(20)])
+    low = keys < np.uint64(2**63)
+    agreement = np.array([(low[a] == low[b]).mean() for a in range(20) for b in range(a)])
+    assert np.abs(agreement - 0.5).max() < 0.06
+    assert len(np.unique(keys)) == keys.size
+    shifted = [np.corrcoef(low[0][lag:], low[1][: 2000 - lag])[0, 1] for lag in range(1, 20)]
+    assert np.abs(shifted).max() < 0.1
+
+
+def test_streams_without_a_length():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            yield from ((torch.tensor([float(i)]), i) for i in range(300))
+
+    probe = ProbeSet.from_batches(DataLoader(Endless(), batch_size=16), max_samples=30)
+    assert (len(probe), probe.seen) == (30, 300)
+
+
+def test_bytes_are_bounded_while_the_stream_runs():
+    sampler = ProbeSampler(max_samples=10**6, max_bytes=1600)
+    for batch in stream(1000):
+        sampler.add(batch)
+        assert sampler._bytes <= 1600
+        assert len(sampler._heap) <= 100
+    assert len(sampler.close()) == 100
+
+
+def test_samples_of_several_shapes_keep_apart():
+    data = [(torch.full((4, length), float(length)), torch.zeros(4)) for length in (3, 5, 3)]
+    probe = ProbeSet.from_batches(data)
+    shapes = sorted(tuple(batch[0].shape) for batch, _ in probe.batches())
+    assert shapes == [(4, 3), (4, 3), (4, 5)]
+    assert sorted(probe.index) == list(range(12))
+
+
+def test_several_processes_hold_together_what_one_would():
+    whole = ProbeSet.from_batches(stream(200), max_samples=50)
+    world, box, barrier = 3, [None] * 3, threading.Barrier(3)
+    shares = [None] * world
+
+    def process(rank):
+        def gather(value):
+            box[rank] = value
+            barrier.wait(60)
+            everybody = list(box)
+            barrier.wait(60)
+            return everybody
+
+        sampler = ProbeSampler(max_samples=50)
+        mine = torch.arange(rank, 200, world)
+        # the last process repeats a sample, as a distributed sampler does to pad
+        index = mine.numpy().copy()
+        if rank == 2:
+            mine, index = torch.cat([mine, torch.tensor([0])]), np.append(index, -1)
+        sampler.add((mine[:, None].float(), mine), index)
+        shares[rank] = sampler.close(gather)
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(np.concatenate([share.index for share in shares])) == sorted(whole.index)
+    assert {share.seen for share in shares} == {200}
+
+
+@pytest.mark.parametrize(
+    ("options", "phrase"),
+    [
+        ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
+        ({"max_bytes": -5}, "max_bytes must be at least 1, got -5"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"max_bytes": 8}, "one sample takes 16 bytes, more than max_bytes=8; raise max_bytes"),
+    ],
+)
+def test_bounds_that_cannot_hold(options, phrase):
+    with pytest.raises(ValueError, match=phrase):
+        ProbeSet.from_batches(stream(20), **options)
+
+
+def test_an_empty_stream():
+    with pytest.raises(ValueError, match="the stream of batches was empty"):
+        ProbeSet.from_batches([])

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+
+from lightning_neuroimp import Removal
+from lightning_neuroimp.removal import TARGETS, check_baseline, check_target, remove, target_values
+
+LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
+CLASSES = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [
+        ("margin", lambda f, y: f[y] - np.log(np.exp(np.delete(f, y)).sum())),
+        ("logit", lambda f, y: f[y]),
+        ("log_probability", lambda f, y: f[y] - np.log(np.exp(f).sum())),
+        ("probability", lambda f, y: np.exp(f[y]) / np.exp(f).sum()),
+    ],
+)
+def test_targets_equal_slow_twins(name, twin):
+    found = target_values(TARGETS[name], LOGITS, CLASSES)
+    expected = [twin(row, y) for row, y in zip(LOGITS.numpy(), CLASSES.tolist(), strict=True)]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+
+
+def test_the_margin_is_the_log_odds_of_the_probability():
+    p = target_values(TARGETS["probability"], LOGITS, CLASSES)
+    margin = target_values(TARGETS["margin"], LOGITS, CLASSES)
+    torch.testing.assert_close(margin, (p / (1 - p)).log())
+
+
+def test_targets_of_the_users_own():
+    def mine(logits, classes):
+        return logits.sum(1)
+
+    assert check_target(mine) == ("mine", mine)
+    with pytest.raises(ValueError, match=r"one scalar per sample, shape \(2,\), got shape \(2, 3\)"):
+        target_values(lambda logits, classes: logits, LOGITS, CLASSES)
+    with pytest.raises(ValueError, match=r"target must be one of \['log_probability', .*\] or a callable.*got 'loss'"):
+        check_target("loss")
+    with pytest.raises(ValueError, match=r"baseline must be one of \['zero', 'mean'\], got 'median'"):
+        check_baseline("median")
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_removal_sets_masked_neurons_at_all_positions(axis):
+    h = torch.randn(2, 3, 4, 3)
+    removal = Removal("site", axis, "mean", np.array([5.0, 6.0, 7.0]), "margin")
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    out = remove(h, removal, mask)
+    moved, before = out.movedim(axis, 1), h.movedim(axis, 1)
+    assert (moved[0, 0] == 5).all()
+    assert (moved[:, 2] == 7).all()
+    assert torch.equal(moved[:, 1], before[:, 1])
+    assert torch.equal(moved[1, 0], before[1, 0])
+    for_all = remove(h, removal, torch.tensor([[False, True, False]])).movedim(axis, 1)
+    assert (for_all[:, 1] == 6).all()

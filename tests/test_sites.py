@@ -1,0 +1,157 @@
+import pytest
+import torch
+from conftest import class_zero
+from torch import nn
+
+from lightning_neuroimp import Site, neuron_importance
+from lightning_neuroimp.sites import find_sites
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+        self.head = nn.Linear(4, 2)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+def names(layers, model=None):
+    return [site.name for site in find_sites(model or Deep(), layers)]
+
+
+def test_names_and_globs():
+    assert names("head") == ["head"]
+    assert names(["head", "encoder.1"]) == ["head", "encoder.1"]
+    assert names("encoder.*") == ["encoder.0", "encoder.1", "encoder.2"]
+    assert names("encoder.**") == ["encoder.0", "encoder.1", "encoder.2", "encoder.2.0", "encoder.2.1"]
+    assert names("**.0") == ["encoder.0", "encoder.2.0"]
+    assert names("*") == ["encoder", "head", "unused"]
+    assert names(["encoder.1", "encoder.*"]) == ["encoder.1", "encoder.0", "encoder.2"]
+    assert find_sites(Deep(), [Site("head", axis=1)])[0].axis == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "phrases"),
+    [
+        ("encoder.11", ["no layer 'encoder.11' in Deep", "did you mean 'encoder.1'", "model.named_modules()"]),
+        (["xyz"], ["no layer 'xyz'", "its layers are 'encoder'"]),
+        ("decoder.*", ["no layer matches 'decoder.*'"]),
+        ([], ["layers is empty", "name at least one"]),
+        ([3], ["must be names, globs or sites, got 3"]),
+    ],
+)
+def test_layers_that_are_not_there(layers, phrases):
+    with pytest.raises(ValueError, match=".") as error:
+        find_sites(Deep(), layers)
+    for phrase in phrases:
+        assert phrase in str(error.value)
+
+
+def test_globs_stop_at_sixteen():
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(17)])
+    with pytest.raises(ValueError, match=r"'\*' matches 17 layers, more than the 16 .* name those that you want"):
+        find_sites(model, "*")
+    assert len(find_sites(model, [str(number) for number in range(17)])) == 17
+
+
+class Odd(nn.Module):
+    """Modules that cannot be explained, each for its own reason."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice = nn.Linear(2, 2)
+        self.pair = nn.LSTM(2, 2, batch_first=True)
+        self.number = nn.Embedding(3, 2)
+        self.index = Index()
+        self.total = Total()
+        self.unused = nn.Linear(2, 2)
+        self.reshaped = Rearranged()
+        self.frozen = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        h = self.twice(self.twice(x))
+        h = self.pair(h[:, None])[0][:, 0] + self.number(self.index(x))
+        self.total(h), self.reshaped(h)
+        with torch.no_grad():
+            self.frozen(h)
+        return self.head(h)
+
+
+class Index(nn.Module):
+    def forward(self, x):
+        return (x[:, 0] > 0).long()
+
+
+class Total(nn.Module):
+    def forward(self, x):
+        return x.sum(1)
+
+
+class Rearranged(nn.Module):
+    def forward(self, x):
+        return x.T
+
+
+REASONS = {
+    "twice": ["'twice' is called several times in one forward pass", "choose a layer that is called once"],
+    "pair": ["'pair' (LSTM) returns a tuple, not a tensor"],
+    "index": ["'index' (Index) returns integers (torch.int64)", "choose a layer behind it"],
+    "total": ["'total' has an output of shape (3,)", "no axis of neurons"],
+    "unused": ["'unused' was not called in the model's forward pass"],
+    "reshaped": ["'reshaped' (Rearranged) has an output of shape (2, 3) for a batch of 3 samples"],
+    "frozen": ["'frozen' runs under torch.no_grad()", "attribution='activation'"],
+}
+
+
+@pytest.mark.parametrize("layer", REASONS)
+def test_layers_that_cannot_be_explained(layer):
+    with pytest.raises(ValueError, match=".") as error:
+        neuron_importance(Odd(), class_zero(torch.randn(3, 2)), layers=layer)
+    for phrase in REASONS[layer]:
+        assert phrase in str(error.value)
+
+
+def test_a_glob_passes_over_what_cannot_be_explained_and_says_so():
+    results = neuron_importance(Odd(), class_zero(torch.randn(3, 2)), layers="*")
+    assert results.sites == ("number", "head")
+    assert len(results.notes) == len(REASONS)
+    for layer, reason in REASONS.items():
+        assert any(note.startswith(f"{layer}: passed over, layer {reason[0]}"[:40]) for note in results.notes)
+
+
+def test_a_glob_of_nothing_but_such_layers():
+    with pytest.raises(ValueError, match=r"none of the layers can be explained; for instance, layer 'unused' was not"):
+        neuron_importance(Odd(), class_zero(torch.randn(3, 2)), layers="un*")
+
+
+def test_a_layer_under_no_grad_still_has_activations():
+    results = neuron_importance(Odd(), class_zero(torch.randn(3, 2)), layers="frozen", attribution="activation")
+    assert results["frozen"].mean.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "shape", "axis"),
+    [
+        (nn.Sequential(nn.Conv1d(3, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2)), "1", (4, 3, 4), 1),
+        (nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2)), "1", (4, 3, 4), 2),
+        (nn.Sequential(nn.Conv2d(3, 5, 2), nn.Dropout2d(), nn.Flatten(), nn.Linear(45, 2)), "1", (4, 3, 4, 4), 1),
+        (nn.Sequential(nn.Conv2d(3, 5, 2), nn.Flatten(), nn.Linear(45, 2)), "1", (4, 3, 4, 4), 1),
+    ],
+)
+def test_activations_count_neurons_as_the_layer_before_them(model, layer, shape, axis):
+    results = neuron_importance(model, class_zero(torch.randn(shape)), layers=layer)
+    assert results[layer].removal.axis == axis
+
+
+def test_an_axis_that_nothing_tells():
+    model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    data = class_zero(torch.randn(4, 3, 4))
+    with pytest.raises(ValueError, match=r"cannot tell the neuron axis of layer '0' \(ReLU\).*Site\('0', axis=...\)"):
+        neuron_importance(model, data, layers="0", clusters=lambda batch: [0] * 4)
+    assert neuron_importance(model, data, layers=[Site("0", axis=-1)])["0"].removal.axis == 2
+    with pytest.raises(ValueError, match=r"axis=0 is not a neuron axis of layer '0'.*choose from 1 to 2"):
+        neuron_importance(model, data, layers=[Site("0", axis=0)])
