@@ -3,8 +3,9 @@
 A batch is any nesting of mappings, sequences and tensors whose tensors share their first dimension, the samples.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -120,14 +121,16 @@ def _check_targets(targets: Any, logits: Tensor, check: bool) -> Tensor:
     if check and len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < logits.shape[1]):
         raise ValueError(
             f"targets must lie in 0..{logits.shape[1] - 1} for {logits.shape[1]} logits, got values from "
-            f"{int(targets.min())} to {int(targets.max())}; drop ignored samples in forward_fn or in the loader"
+            f"{int(targets.min())} to {int(targets.max())}; drop ignored samples in the loader"
         )
     return targets
 
 
 def _check_values(logits: Tensor) -> None:
     rows = logits[logits.isfinite().all(1)]
-    if len(rows) and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all()):
+    # rows of zeros and a one may as well be the logits of a hand-made network
+    soft = len(rows) > 0 and bool((rows.amax(1) < 1).any())
+    if soft and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all()):
         raise ValueError(
             "the model's outputs are non-negative and each row sums to 1: these look like probabilities, but logits "
             "are needed. Explain the model before its softmax, or pass "
@@ -168,29 +171,50 @@ def take_rows(batch: Any, rows: Int[Tensor, " row"], size: int) -> Any:
     return _map(lambda part: take_rows(part, rows, size), batch)
 
 
-def join_rows(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """Batches of equal `signature`, joined along the samples."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts)) if first.ndim else first
-    if isinstance(first, np.ndarray) and first.ndim:
-        return np.concatenate(parts)
-    if all(_is_column(part, size) for part, size in zip(parts, sizes, strict=True)):
-        return [value for part in parts for value in part]
-    if isinstance(first, Mapping):
-        return {key: join_rows([part[key] for part in parts], sizes) for key in first}
-    if _is_sequence(first):
-        return _rebuild(first, [join_rows(column, sizes) for column in zip(*parts, strict=True)])
-    return first
+def join_rows(samples: list[Any]) -> Any:
+    """Batches of one sample and equal `signature`, joined. The list is emptied, so that memory is not held twice."""
+    joined = _empty_rows(samples[0], len(samples))
+    for row in range(len(samples)):
+        _set_row(joined, row, samples[row])
+        samples[row] = None
+    return joined
 
 
-def slice_rows(batch: Any, start: int, stop: int, size: int) -> Any:
-    """Samples `start` to `stop` of a batch of `size` samples, without a copy."""
-    if isinstance(batch, Tensor | np.ndarray):
-        return batch[start:stop] if batch.ndim else batch
-    if _is_column(batch, size):
-        return batch[start:stop]
-    return _map(lambda part: slice_rows(part, start, stop, size), batch)
+def _empty_rows(sample: Any, n_rows: int) -> Any:
+    if isinstance(sample, Tensor):
+        return sample.new_empty((n_rows, *sample.shape[1:])) if sample.ndim else sample
+    if isinstance(sample, np.ndarray) and sample.ndim:
+        return np.empty((n_rows, *sample.shape[1:]), sample.dtype)
+    if _is_column(sample, 1):
+        return [None] * n_rows
+    return _map(lambda part: _empty_rows(part, n_rows), sample)
+
+
+def _set_row(joined: Any, row: int, sample: Any) -> None:
+    if isinstance(sample, Tensor | np.ndarray):
+        if sample.ndim:
+            joined[row] = sample[0]
+    elif _is_column(sample, 1):
+        joined[row] = sample[0]
+    elif isinstance(sample, Mapping):
+        for key, part in sample.items():
+            _set_row(joined[key], row, part)
+    elif _is_sequence(sample):
+        for target, part in zip(joined, sample, strict=True):
+            _set_row(target, row, part)
+
+
+def fingerprint(batch: Any) -> int:
+    """A checksum of a batch's content, by which samples are told apart."""
+    if isinstance(batch, Tensor):
+        return crc32(batch.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    if isinstance(batch, np.ndarray):
+        return crc32(batch.tobytes())
+    if isinstance(batch, Mapping):
+        return crc32(repr([(key, fingerprint(part)) for key, part in batch.items()]).encode())
+    if _is_sequence(batch):
+        return crc32(repr([fingerprint(part) for part in batch]).encode())
+    return crc32(repr(batch).encode())
 
 
 def signature(batch: Any, size: int) -> Hashable:
@@ -219,9 +243,9 @@ def byte_size(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on `device`."""
+    """A copy of the batch with its tensors on `device`: a model may work in place on what it gets."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return batch.to(device, copy=True)
     return _map(lambda part: to_device(part, device), batch)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -119,9 +120,9 @@ def values_to_ids(values: Any, n_samples: int) -> list[Any]:
     if (
         isinstance(plain, list | tuple)
         and len(plain) == n_samples
-        and all(isinstance(value, int | str) for value in plain)
+        and all(isinstance(value, Integral | str) for value in plain)
     ):
-        return list(plain)
+        return [value if isinstance(value, str) else int(value) for value in plain]
     raise ValueError(
         f"the clusters callable must return one integer or string for each of the {n_samples} samples of a batch, got "
         f"a {type(values).__name__}: {str(values)[:80]}"

@@ -66,17 +66,17 @@ def ablate_orders(
     intact = np.zeros((2, n_groups))
     with torch.no_grad(), Ablation(removal).attach(model) as ablation:
         for host_batch, groups in batches:
-            batch = to_device(host_batch, device)
+            batch = to_device(host_batch, device)  # once; then each pass gets a copy of its own
             rows = torch.from_numpy(np.maximum(groups, 0)).to(device)
             samples += np.bincount(groups[groups >= 0], minlength=n_groups)
             ablation.mask = None
-            intact += _sum_groups(*forward(batch), groups, n_groups)
+            intact += _sum_groups(*forward(to_device(batch, device)), groups, n_groups)
             tick()
             for number, rank in enumerate(ranks):
                 position = rank if len(rank) == 1 else rank[rows]
                 for point, count in enumerate(removed.tolist()):
                     ablation.mask = position < count
-                    outcome[:, number, point] += _sum_groups(*forward(batch), groups, n_groups)
+                    outcome[:, number, point] += _sum_groups(*forward(to_device(batch, device)), groups, n_groups)
                     tick()
     shares = gather((samples, outcome, intact))
     samples, outcome, intact = (np.sum([share[part] for share in shares], axis=0) for part in range(3))

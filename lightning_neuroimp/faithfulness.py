@@ -32,7 +32,7 @@ class AblationFaithfulness:
     """
 
     n_random: int = 19
-    fractions: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    fractions: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
     max_samples: int = 512
     every_n_epochs: int = 1
     max_overhead: float | None = 0.1
@@ -53,9 +53,10 @@ class AblationFaithfulness:
         if self.max_overhead is not None and not self.max_overhead > 0:
             raise ValueError(f"max_overhead must be positive, or None for no limit, got {self.max_overhead}")
 
-    def forward_passes(self, n_attributions: int) -> int:
-        """Forward passes over the samples at one site, at most (small sites have fewer points)."""
-        return 1 + len(self.fractions) * (self.n_random + 2 * n_attributions + 1)
+    def forward_passes(self, n_attributions: int, n_neurons: int | None = None) -> int:
+        """Forward passes over the samples at one site; without its number of neurons, at most."""
+        n_points = len(self.fractions) if n_neurons is None else len(statistics.points(self.fractions, n_neurons))
+        return 1 + n_points * (self.n_random + 2 * n_attributions + 1)
 
 
 def choose_samples(results: Results, max_samples: int) -> Int[np.ndarray, " chosen"]:
@@ -123,15 +124,12 @@ def judge(
     gap, relative = statistics.gap(curve, control_curves), statistics.relative_gap(curve, control_curves)
     reference_gap = np.stack([statistics.gap(one, control_curves) for one in references])
 
-    everything = [np.asarray(statistics.weighted_mean(one.swapaxes(-1, -2), size)) for one in (curve, control_curves)]
-    overall_p, overall_worse = statistics.gap_p_values(*everything)
-    overall_relative = float(statistics.relative_gap(*everything))
     smallest = samples.min(1)
-    empty = size == 0
+    intact = pooled(outcomes.intact_correct)
     return Faithfulness(
         removed=removed,
         samples=samples.T,
-        intact_accuracy=pooled(outcomes.intact_correct),
+        intact_accuracy=intact,
         intact_margin=pooled(outcomes.intact_margin),
         accuracy=curve,
         margin=margin[position],
@@ -141,23 +139,47 @@ def judge(
         reference_accuracy=references,
         gap=gap,
         relative_gap=relative,
-        p_value=np.where(empty, np.nan, p_value),
-        p_value_worse=np.where(empty, np.nan, p_worse),
+        p_value=p_value,
+        p_value_worse=p_worse,
         lds=lds,
         reference_gap=reference_gap,
         verdict=tuple(
             verdict(float(p_value[row]), float(p_worse[row]), float(relative[row]), int(smallest[row]))
             for row in range(len(size))
         ),
-        overall=Overall(
-            gap=float(statistics.gap(*everything)),
-            relative_gap=overall_relative,
-            p_value=float(overall_p),
-            p_value_worse=float(overall_worse),
-            lds=float(statistics.weighted_mean(lds, size)),
-            verdict=verdict(float(overall_p), float(overall_worse), overall_relative, int(samples.sum(0).min())),
-            reference_gap=np.asarray(statistics.weighted_mean(reference_gap, size)),
-        ),
+        overall=_overall(curve, control_curves, references, intact, lds, samples),
+    )
+
+
+def _overall(
+    curve: Float[np.ndarray, "cluster point"],
+    control: Float[np.ndarray, "draw cluster point"],
+    references: Float[np.ndarray, "reference cluster point"],
+    intact: Float[np.ndarray, " cluster"],
+    lds: Float[np.ndarray, " cluster"],
+    samples: Int[np.ndarray, "cluster half"],
+) -> Overall:
+    """All clusters together: curves weighted by size first, statistics of them after."""
+    size = samples.sum(1)
+
+    def together(curves: Float[np.ndarray, "*some cluster point"]) -> Float[np.ndarray, "*some point"]:
+        return np.asarray(statistics.weighted_mean(curves.swapaxes(-1, -2), size))
+
+    curve, control, references = together(curve), together(control), together(references)
+    p_value, p_worse = map(float, statistics.gap_p_values(curve, control))
+    relative = float(statistics.relative_gap(curve, control))
+    return Overall(
+        intact_accuracy=float(statistics.weighted_mean(intact, size)),
+        accuracy=curve,
+        random_accuracy=control,
+        reference_accuracy=references,
+        gap=float(statistics.gap(curve, control)),
+        relative_gap=relative,
+        p_value=p_value,
+        p_value_worse=p_worse,
+        lds=float(statistics.weighted_mean(lds, size)),
+        verdict=verdict(p_value, p_worse, relative, int(samples.sum(0).min())),
+        reference_gap=np.stack([statistics.gap(one, control) for one in references]),
     )
 
 

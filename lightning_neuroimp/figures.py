@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from lightning_neuroimp.results import Faithfulness, Results
 
@@ -35,17 +35,22 @@ def deletion_figure(results: Results, site: str) -> "Figure":
 
     measured = [(one.attribution, one.faithfulness) for one in results.importances if one.site == site]
     checked = [(name, faithfulness) for name, faithfulness in measured if faithfulness is not None]
-    if not checked:
-        raise ValueError(f"no deletion curves at {site!r}: run ablation_faithfulness on the results first")
+    if not checked or not checked[0][1].samples.any():
+        raise ValueError(
+            f"no deletion curves at {site!r}: run ablation_faithfulness on the results first, with at least two "
+            "samples in a cluster"
+        )
     table = results.clusters
-    rows = np.sort(np.argsort(-table.size, kind="stable")[: MAX_PANELS - 1])
+    ablated = checked[0][1].samples.sum(0)
+    largest = [row for row in np.argsort(-table.size, kind="stable").tolist() if ablated[row]]
+    rows = sorted(largest[: MAX_PANELS - 1])
     n_columns = min(4, len(rows) + 1)
     n_rows = -(-(len(rows) + 1) // n_columns)
     figure = Figure(figsize=(3.1 * n_columns, 2.5 * n_rows + 1.3), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     n_neurons = results[site].removal.n_neurons
-    for panel, row in zip(panels.flat, [None, *rows.tolist()], strict=False):
+    for panel, row in zip(panels.flat, [None, *rows], strict=False):
         name = "all clusters" if row is None else table.names[row]
         _draw_panel(panel, name, checked, row, n_neurons)
     for panel in panels.flat[len(rows) + 1 :]:
@@ -59,7 +64,7 @@ def deletion_figure(results: Results, site: str) -> "Figure":
     removal = results[site].removal
     left_out = len(table.ids) - len(rows)
     when = f", epoch {results.epoch}" if results.epoch >= 0 else ""
-    more = f" ({left_out} smaller clusters not drawn)" if left_out else ""
+    more = f" ({left_out} clusters not drawn)" if left_out else ""
     figure.suptitle(
         f"{site}: accuracy after removing neurons (set to {removal.baseline}), most important first{when}{more}",
         fontsize=11,
@@ -74,18 +79,19 @@ def _draw_panel(
 ) -> None:
     first = checked[0][1]
     share = 100 * first.removed / n_neurons
-    random = _level(first.random_accuracy, row, first)
+    random = first.overall.random_accuracy if row is None else first.random_accuracy[:, row]
     low, high = np.nanpercentile(random, _BAND, axis=0)
     label = f"random order: mean, {_BAND[0]}-{_BAND[1]}% of {len(random)}"
     panel.fill_between(share, low, high, color="#9a9a9a", alpha=0.35, linewidth=0)
     panel.plot(share, random.mean(0), color="#6f6f6f", linewidth=1.6, label=label)
-    intact = float(_level(first.intact_accuracy[:, None], row, first)[0])
+    intact = first.overall.intact_accuracy if row is None else first.intact_accuracy[row]
     panel.axhline(intact, color="#6f6f6f", linewidth=0.8, linestyle=":", label="nothing removed")
-    for style, reference, curve in zip(("--", "-."), first.references, first.reference_accuracy, strict=True):
-        panel.plot(share, _level(curve, row, first), color="#444444", linewidth=1.0, linestyle=style, label=reference)
+    references = first.overall.reference_accuracy if row is None else first.reference_accuracy[:, row]
+    for style, reference, curve in zip(("--", "-."), first.references, references, strict=True):
+        panel.plot(share, curve, color="#444444", linewidth=1.0, linestyle=style, label=reference)
     words = []
     for colour, (attribution, faithfulness) in zip(_COLOURS * len(checked), checked, strict=False):
-        curve = _level(faithfulness.accuracy, row, faithfulness)
+        curve = faithfulness.overall.accuracy if row is None else faithfulness.accuracy[row]
         panel.plot(share, curve, color=colour, linewidth=2.0, marker="o", markersize=3.5, label=attribution)
         gap, verdict = (
             (faithfulness.overall.gap, faithfulness.overall.verdict)
@@ -112,17 +118,6 @@ def _draw_panel(
     panel.set_ylim(-0.03, 1.03)
     panel.tick_params(labelsize=9)
     panel.grid(alpha=0.25)
-
-
-def _level(
-    curves: Float[np.ndarray, "*draw cluster point"], row: int | None, faithfulness: Faithfulness
-) -> Float[np.ndarray, "*draw point"]:
-    """One cluster's curves, or those of all clusters together, weighted by their sizes."""
-    if row is not None:
-        return curves[..., row, :]
-    weight = faithfulness.samples.sum(0).astype(float)
-    weight /= max(weight.sum(), 1)
-    return np.einsum("...cp,c->...p", np.where(weight[:, None] > 0, curves, 0.0), weight)
 
 
 def to_image(figure: "Figure") -> UInt8[np.ndarray, "height width 3"]:

@@ -27,7 +27,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        buffers = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
         try:
             for module, _ in training:
                 module.training = False
@@ -38,7 +43,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for module, flag in training:
                 module.training = flag
             with torch.no_grad():
-                for buffer, before in buffers:
+                for module, name, buffer, before in buffers:
+                    module._buffers[name] = buffer  # a forward pass may have put another tensor in its place
                     # only what changed: a write would make autograd reject graphs that hold the buffer
                     if not _same_bits(buffer, before):
                         buffer.copy_(before)

@@ -27,6 +27,7 @@ class Samples:
     """What is known of each sample; one entry per batch until it is gathered."""
 
     index: Any = field(default_factory=list)
+    fingerprint: Any = field(default_factory=list)
     target: Any = field(default_factory=list)
     correct: Any = field(default_factory=list)
     finite: Any = field(default_factory=list)
@@ -37,7 +38,7 @@ class Samples:
 
     def gathered(self, gather: Gather) -> "Samples":
         """All processes' samples, in the order of the stream."""
-        names = ("index", "target", "correct", "finite", "cluster", "half", "embedding")
+        names = ("index", "fingerprint", "target", "correct", "finite", "cluster", "half", "embedding")
         mine = [np.concatenate(getattr(self, name)) if getattr(self, name) else None for name in names]
         shares = [share for share in gather((mine, self.n_classes)) if share[0][0] is not None]
         columns = [np.concatenate([share[0][column] for share in shares]) for column in range(len(names))]
@@ -87,7 +88,7 @@ class Passes:
     ) -> Iterator[tuple[Tensor, Tensor, slice]]:
         """One forward pass per batch, with sites watched and the embedding, target and correctness noted."""
         device = model_device(self.model)
-        start = 0
+        start, fingerprint = 0, self.probe.fingerprint
         with ExitStack() as stack:
             stack.enter_context(watch.attach(self.model))
             stack.enter_context(tap.attach())
@@ -106,6 +107,7 @@ class Passes:
                 finite = logits.detach().isfinite().all(1)
                 samples.n_classes = logits.shape[1]
                 samples.index.append(index)
+                samples.fingerprint.append(fingerprint[start : start + len(index)])
                 samples.target.append(to_numpy(classes))
                 samples.correct.append(to_numpy((logits.detach().argmax(1) == classes) & finite))
                 samples.finite.append(to_numpy(finite))
@@ -156,7 +158,7 @@ class Passes:
         seed: int,
     ) -> tuple[Samples, dict[tuple[str, str], ClusterMoments], dict[str, tuple[int, int]]]:
         """The importance pass: samples, moments per site and attribution, axis and neurons per site."""
-        samples, halves = Samples(), Halves()
+        samples, halves = Samples(), Halves(self._process())
         gradients = any(attribution.needs_gradient for attribution in attributions)
         watch = Watch(list(self.sites.values()), gradients=gradients)
         moments = {(name, one.name): ClusterMoments() for name in self.sites for one in attributions}
@@ -187,6 +189,11 @@ class Passes:
             known.update(share)
         order = {name: known[name] for name in self.sites if name in known}
         return samples.gathered(self.gather), moments, order
+
+    def _process(self) -> int:
+        """Number of this process among those that hold samples."""
+        mine = int(self.probe.index.min()) if len(self.probe) else -1
+        return sorted(set(self.gather(mine))).index(mine)
 
     def _gradients(
         self, target: TargetFn, logits: Tensor, classes: Tensor, outputs: dict[str, Tensor]

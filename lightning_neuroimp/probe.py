@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt64
 
-from lightning_neuroimp.batches import batch_size, byte_size, join_rows, signature, slice_rows, take_rows
+from lightning_neuroimp.batches import batch_size as batch_size_of
+from lightning_neuroimp.batches import byte_size, fingerprint, join_rows, signature, take_rows
 
 Gather = Callable[[Any], list[Any]]
 """All processes pass an object and get the list of everybody's, in rank order."""
@@ -42,10 +43,12 @@ def sample_keys(index: Int[np.ndarray, " sample"], seed: int) -> UInt64[np.ndarr
 
 @dataclass(frozen=True)
 class _Group:
-    """Samples that can be joined into one batch."""
+    """Samples that can be joined into one batch: some rows of a stored batch."""
 
     batch: Any
+    rows: Int[np.ndarray, " sample"]
     index: Int[np.ndarray, " sample"]
+    fingerprint: Int[np.ndarray, " sample"]
 
 
 class ProbeSampler:
@@ -57,15 +60,15 @@ class ProbeSampler:
         seed: another seed draws other samples.
 
     Raises:
-        ValueError: if a bound is not positive.
+        ValueError: if a bound is not positive, or the seed not from 0 to 2**32 - 1.
     """
 
     def __init__(self, max_samples: int = 1024, max_bytes: int = 2**30, seed: int = 0) -> None:
         for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
         self.max_samples, self.max_bytes, self.seed = max_samples, max_bytes, seed
         self.seen = 0
         self.largest_batch = 1
@@ -84,7 +87,7 @@ class ProbeSampler:
         Raises:
             ValueError: if the batch's samples cannot be told apart, or one sample alone is larger than `max_bytes`.
         """
-        size = batch_size(batch)
+        size = batch_size_of(batch)
         if index is None:
             index = np.arange(self.seen, self.seen + size, dtype=np.int64)
         self.seen += int((index >= 0).sum())
@@ -98,6 +101,10 @@ class ProbeSampler:
             with torch.inference_mode(False), torch.no_grad():
                 sample = take_rows(batch, torch.tensor([row]), size)
             entry = (-key, int(index[row]), byte_size(sample), sample, signature(sample, 1))
+            if entry[2] > self.max_bytes:
+                raise ValueError(
+                    f"one sample takes {entry[2]} bytes, more than max_bytes={self.max_bytes}; raise max_bytes"
+                )
             self._bytes += entry[2]
             if len(self._heap) == self.max_samples:
                 self._bytes -= heapreplace(self._heap, entry)[2]
@@ -108,12 +115,8 @@ class ProbeSampler:
     def _fit_into_bytes(self) -> None:
         if self._bytes <= self.max_bytes:
             return
-        if len(self._heap) == 1:
-            raise ValueError(
-                f"one sample takes {self._bytes} bytes, more than max_bytes={self.max_bytes}; raise max_bytes"
-            )
         ordered = sorted(self._heap, reverse=True)  # smallest key first
-        while self._bytes > self.max_bytes and len(ordered) > 1:
+        while self._bytes > self.max_bytes:
             key, _, size, *_ = ordered.pop()
             self._limit = -key
             self._bytes -= size
@@ -144,11 +147,16 @@ def _join(entries: list[tuple[int, int, int, Any, Hashable]]) -> tuple[_Group, .
     by_signature: dict[Hashable, list[tuple[int, Any]]] = {}
     for _, index, _, sample, kind in entries:
         by_signature.setdefault(kind, []).append((index, sample))
+    entries.clear()
+    groups = []
     with torch.inference_mode(False), torch.no_grad():
-        return tuple(
-            _Group(join_rows([sample for _, sample in rows], [1] * len(rows)), np.array([index for index, _ in rows]))
-            for rows in by_signature.values()
-        )
+        for members in by_signature.values():
+            numbers = np.array([number for number, _ in members], np.int64)
+            prints = np.array([fingerprint(sample) for _, sample in members], np.int64)
+            samples = [sample for _, sample in members]
+            members.clear()
+            groups.append(_Group(join_rows(samples), np.arange(len(numbers)), numbers, prints))
+    return tuple(groups)
 
 
 @dataclass(frozen=True)
@@ -195,17 +203,22 @@ class ProbeSet:
     @property
     def index(self) -> Int[np.ndarray, " sample"]:
         """Each sample's number in the stream, in the order in which `batches` yields them."""
-        parts = [group.index for group in self.groups]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *[group.index for group in self.groups]])
+
+    @property
+    def fingerprint(self) -> Int[np.ndarray, " sample"]:
+        """A checksum of each sample's content, in the same order."""
+        return np.concatenate([np.zeros(0, np.int64), *[group.fingerprint for group in self.groups]])
 
     def batches(self, batch_size: int | None = None) -> Iterator[tuple[Any, Int[np.ndarray, " sample"]]]:
-        """Batches of at most `batch_size` samples (the stream's own size by default) and their sample numbers."""
+        """Copies of at most `batch_size` samples (the stream's own size by default), and their numbers."""
         step = self.batch_size if batch_size is None else batch_size
         for group in self.groups:
-            total = len(group.index)
-            for start in range(0, total, step):
-                stop = min(start + step, total)
-                yield slice_rows(group.batch, start, stop, total), group.index[start:stop]
+            for start in range(0, len(group.index), step):
+                rows = torch.from_numpy(group.rows[start : start + step])
+                with torch.inference_mode(False), torch.no_grad():
+                    batch = take_rows(group.batch, rows, batch_size_of(group.batch))
+                yield batch, group.index[start : start + step]
 
     def count_batches(self, batch_size: int | None = None) -> int:
         """How many batches `batches` yields."""
@@ -213,12 +226,10 @@ class ProbeSet:
         return sum(-(-len(group.index) // step) for group in self.groups)
 
     def select(self, index: Int[np.ndarray, " chosen"]) -> "ProbeSet":
-        """The probe set of those samples whose numbers are in `index`."""
+        """The probe set of those samples whose numbers are in `index`; it shares their memory."""
         groups = []
         for group in self.groups:
-            rows = np.flatnonzero(np.isin(group.index, index))
-            if len(rows):
-                with torch.inference_mode(False), torch.no_grad():
-                    batch = take_rows(group.batch, torch.from_numpy(rows), len(group.index))
-                groups.append(_Group(batch, group.index[rows]))
+            kept = np.isin(group.index, index)
+            if kept.any():
+                groups.append(_Group(group.batch, group.rows[kept], group.index[kept], group.fingerprint[kept]))
         return ProbeSet(tuple(groups), self.batch_size, self.seen)

@@ -76,7 +76,7 @@ def _table(results: Results, one: Importance) -> tuple[list[str], list[list[str]
     for row, cluster in enumerate(table.ids.tolist()):
         line = [table.names[row], str(table.size[row]), f"{table.accuracy[row]:.2f}"]
         line += [composition(table.class_counts[row])] if mixed else []
-        line += [" ".join(map(str, one.top(cluster, TOP)))]
+        line += [" ".join(map(str, one.top(cluster, TOP))) or "-"]
         if faithfulness is not None:
             line += [_signed(faithfulness.gap[row]), _p(faithfulness.p_value[row]), faithfulness.verdict[row]]
         rows.append(line)

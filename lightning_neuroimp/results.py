@@ -3,7 +3,8 @@
 import io
 import json
 import os
-import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -47,6 +48,10 @@ class Overall:
     """Faithfulness of a site as a whole: all clusters together, weighted by their sizes.
 
     Attributes:
+        intact_accuracy: accuracy with all neurons, 0 to 1.
+        accuracy: the deletion curve, most important neurons first.
+        random_accuracy: the same for each random order.
+        reference_accuracy: the same for each reference ranking.
         gap: mean over the numbers of removed neurons of (accuracy under random removal - accuracy under removal of
             the most important), in accuracy (0 to 1).
         relative_gap: gap over the mean accuracy under random removal.
@@ -57,6 +62,10 @@ class Overall:
         reference_gap: gap of each reference ranking.
     """
 
+    intact_accuracy: float
+    accuracy: Float[np.ndarray, " point"]
+    random_accuracy: Float[np.ndarray, "draw point"]
+    reference_accuracy: Float[np.ndarray, "reference point"]
     gap: float
     relative_gap: float
     p_value: float
@@ -176,7 +185,9 @@ class Importance:
         return int(found[0])
 
     def top(self, cluster: int, k: int = 10) -> Int[np.ndarray, " top"]:
-        """The k most important neurons of a cluster, best first (all of them where there are fewer).
+        """The k most important neurons of a cluster, best first.
+
+        All of them where there are fewer; none where the cluster has no finite values.
 
         Args:
             cluster: the cluster's id.
@@ -188,7 +199,8 @@ class Importance:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        return np.argsort(-self.mean[self.row(cluster)], kind="stable")[:k]
+        mean = self.mean[self.row(cluster)]
+        return np.argsort(-mean, kind="stable")[: k if np.isfinite(mean).all() else 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +241,7 @@ class Results(Mapping[Any, Importance]):
         importances: one per site and attribution, sites first.
         clusters: what the clusters are.
         sample_index: each probe sample's number in the stream.
+        sample_fingerprint: a checksum of its content.
         sample_target, sample_correct: its class, and whether the model names it.
         sample_cluster, sample_half: its cluster's id (-1: in none) and half (-1: in none).
         epoch, step: of the training, -1 outside one.
@@ -240,6 +253,7 @@ class Results(Mapping[Any, Importance]):
     importances: tuple[Importance, ...]
     clusters: ClusterTable
     sample_index: Int[np.ndarray, " sample"]
+    sample_fingerprint: Int[np.ndarray, " sample"]
     sample_target: Int[np.ndarray, " sample"]
     sample_correct: Bool[np.ndarray, " sample"]
     sample_cluster: Int[np.ndarray, " sample"]
@@ -301,11 +315,11 @@ class Results(Mapping[Any, Importance]):
             ValueError: if the file holds something else, or comes from a newer version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             header = json.loads(arrays.pop("header").tobytes())
             found, version = header["format"], header["version"]
-        except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
             if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 raise
             raise ValueError(f"{os.fspath(path)!r} does not hold results of lightning_neuroimp: {error}") from error
@@ -353,13 +367,13 @@ def _decode(tree: Any, arrays: dict[str, Any]) -> Any:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

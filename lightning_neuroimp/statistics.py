@@ -1,12 +1,14 @@
 """Statistics of deletion curves: gaps, randomisation p-values and the linear datamodeling score."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 _ROUNDING = 1e-9  # means of counts that are equal on paper differ by less than this, others by more
 
 
-def points(fractions: tuple[float, ...], n_neurons: int) -> Int[np.ndarray, " point"]:
+def points(fractions: Sequence[float], n_neurons: int) -> Int[np.ndarray, " point"]:
     """How many neurons to remove: each fraction rounded up, without repeats.
 
     >>> points((0.01, 0.02, 0.05, 0.1, 0.2, 0.5), 64)
@@ -43,12 +45,15 @@ def randomisation_p_value(
 ) -> Float[np.ndarray, "*statistics"]:
     """(1 + draws at least as large as the statistic) / (1 + draws): exact where the null is exchangeable with it.
 
+    NaN where the statistic is.
+
     Source: Phipson and Smyth, "Permutation P-values should never be zero", 2010.
 
     >>> float(randomisation_p_value(np.array(3.0), np.array([1.0, 2.0, 3.0, 4.0])))
     0.6
     """
-    return np.asarray((1 + (null >= statistic - _ROUNDING).sum(0)) / (1 + len(null)))
+    share = (1 + (null >= statistic - _ROUNDING).sum(0)) / (1 + len(null))
+    return np.where(np.isnan(statistic), np.nan, share)
 
 
 def gap_p_values(

@@ -7,7 +7,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_neuroimp import clusters as clustering
 from lightning_neuroimp import faithfulness
@@ -68,7 +68,7 @@ def neuron_importance(
         max_bytes: bound of the probe set on the host, per process.
         batch_size: of our passes; by default that of the loader.
         seed: of the probe set, KMeans and random rankings.
-        previous: the last epoch's results, whose cluster ids are carried on.
+        previous: the last epoch's results, whose cluster ids are carried on if they are of the same samples.
         gather: for several processes: passes an object, gets everybody's in rank order.
         progress: True for bars.
         epoch: recorded in the results.
@@ -86,26 +86,25 @@ def neuron_importance(
     check_baseline(baseline)
     clustering.check_clusters(clusters)
     sites = find_sites(model, layers)
-    probe = batches
-    if not isinstance(probe, ProbeSet):
-        probe = ProbeSet.from_batches(probe, max_samples=max_samples, max_bytes=max_bytes, seed=seed)
-    table = None if previous is None else previous.clusters
-    passes = Passes(model, probe, sites, forward_fn, batch_size, gather, resolve_progress(progress))
+    kmeans = clusters if isinstance(clusters, KMeansClusters) else None
     with undisturbed(model):
+        # drawn inside: to iterate over a DataLoader moves torch's random state
+        probe = _probe(batches, max_samples, max_bytes, seed)
+        table = None if previous is None or not _same_samples(probe, previous, gather) else previous.clusters
+        passes = Passes(model, probe, sites, forward_fn, batch_size, gather, resolve_progress(progress))
+        tap = EmbeddingTap(model, None if kmeans is None else kmeans.embedding)
         names: dict[int, str] = {}
-        assigned = history = None
-        if callable(clusters) and not isinstance(clusters, KMeansClusters):
+        assigned = means = history = None
+        if kmeans is not None or baseline == "mean":
+            survey, means = passes.survey(tap, required=kmeans is not None)
+        if kmeans is not None:
+            number = kmeans.assign(survey.embedding, survey.index, table, seed)
+            # everybody takes the first process's clusters: the same code may round differently elsewhere
+            named, history = gather(clustering.keep_identities(number, survey.index, table)[::2])[0]
+            place = dict(zip(survey.index.tolist(), named.tolist(), strict=True))
+            assigned = np.array([place[sample] for sample in probe.index.tolist()], np.int64)
+        elif callable(clusters):
             assigned, names = clustering.assign_by_callable(clusters, probe, batch_size, gather)
-        tap = EmbeddingTap(model, clusters.embedding if isinstance(clusters, KMeansClusters) else None)
-        means = None
-        if isinstance(clusters, KMeansClusters) or baseline == "mean":
-            survey, means = passes.survey(tap, required=isinstance(clusters, KMeansClusters))
-            if isinstance(clusters, KMeansClusters):
-                number = clusters.assign(survey.embedding, survey.index, table, seed)
-                # everybody takes the first process's clusters: the same code may round differently elsewhere
-                named, history = gather(clustering.keep_identities(number, survey.index, table)[::2])[0]
-                place = dict(zip(survey.index.tolist(), named.tolist(), strict=True))
-                assigned = np.array([place[sample] for sample in probe.index.tolist()], np.int64)
         samples, moments, shapes = passes.score(
             tap, assigned, attributions, target_fn, means if baseline == "mean" else None, seed
         )
@@ -150,13 +149,14 @@ def neuron_importance(
         tuple(importances),
         described,
         samples.index,
+        samples.fingerprint,
         samples.target,
         samples.correct,
         samples.cluster,
         samples.half,
         epoch,
         step,
-        seed,
+        int(seed),
         dict(passes.seconds),
         tuple(notes),
     )
@@ -180,7 +180,7 @@ def ablation_faithfulness(
 
     Args:
         model: the one that the results are of. Left as it was found.
-        batches: the same loader or `ProbeSet` as in `neuron_importance`.
+        batches: the same loader or `ProbeSet` as in `neuron_importance`; a loader must give the same order again.
         results: its outcome.
         settings: how much is measured.
         forward_fn: as in `neuron_importance`.
@@ -192,66 +192,69 @@ def ablation_faithfulness(
         The results, with `faithfulness` at each site for each attribution.
 
     Raises:
-        ValueError: if the batches do not give the samples that the results are of.
+        ValueError: if the batches do not give the samples that the results are of (their content is compared).
     """
     settings = AblationFaithfulness() if settings is None else settings
-    probe = batches
-    if not isinstance(probe, ProbeSet):
-        # the smallest keys of the same stream: the same samples, whatever bounds were set then
-        probe = ProbeSet.from_batches(probe, max_samples=len(results.sample_index), max_bytes=2**62, seed=results.seed)
-    everybody = np.concatenate(gather(probe.index))
-    if set(everybody.tolist()) != set(results.sample_index.tolist()):
-        raise ValueError(
-            f"the batches give {len(everybody)} probe samples, the results are of {len(results.sample_index)} others: "
-            "pass the loader or ProbeSet that neuron_importance was called with"
-        )
     start = time.perf_counter()
-    chosen = faithfulness.choose_samples(results, settings.max_samples)
-    part = probe.select(results.sample_index[chosen])
     row_of = {key: row for row, key in enumerate(results.clusters.ids.tolist())}
     group_of = {
         int(results.sample_index[sample]): 2 * row_of[int(results.sample_cluster[sample])]
         + int(results.sample_half[sample])
-        for sample in chosen
+        for sample in faithfulness.choose_samples(results, settings.max_samples)
     }
     by_site = {site: [one for one in results.importances if one.site == site] for site in results.sites}
-    total = sum(
-        part.count_batches(batch_size)
-        * (1 + len(points(settings.fractions, ones[0].removal.n_neurons)) * (settings.n_random + 2 * len(ones) + 1))
-        for ones in by_site.values()
-    )
-
-    def forward(batch: Any) -> tuple[Tensor, Tensor]:
-        return forward_logits(model, batch, forward_fn, check=False)
-
     checked: dict[tuple[str, str], Faithfulness] = {}
-    with undisturbed(model), resolve_progress(progress)("ablation", total) as tick:
-        for site, ones in by_site.items():
-            removed = points(settings.fractions, ones[0].removal.n_neurons)
-            generator = np.random.default_rng([results.seed, crc32(site.encode())])
-            n_neurons = ones[0].removal.n_neurons
-            control = np.stack([generator.permutation(n_neurons) for _ in range(settings.n_random)])
-            rankings = faithfulness.rankings(ones)
-            grouped = (
-                (batch, np.array([group_of[sample] for sample in index.tolist()], np.int64))
-                for batch, index in part.batches(batch_size)
+    with undisturbed(model):
+        # the smallest keys of the same stream are the same samples, whatever bounds were set then
+        probe = _probe(batches, len(results.sample_index), 2**62, results.seed)
+        if not _same_samples(probe, results, gather):
+            raise ValueError(
+                f"the batches do not give the {len(results.sample_index)} probe samples that the results are of: pass "
+                "the loader that neuron_importance was called with, or one ProbeSet to both if it shuffles"
             )
-            outcomes = ablate_orders(
-                model,
-                forward,
-                grouped,
-                ones[0].removal,
-                [*rankings, *control[:, None]],
-                removed,
-                2 * len(row_of),
-                gather=gather,
-                tick=tick,
-            )
-            for position, one in enumerate(ones):
-                checked[site, one.attribution] = faithfulness.judge(
-                    one, outcomes, removed, control, position, len(ones)
+        part = probe.select(np.array(list(group_of), np.int64))
+        passes = part.count_batches(batch_size) * sum(
+            settings.forward_passes(len(ones), ones[0].removal.n_neurons) for ones in by_site.values()
+        )
+        with resolve_progress(progress)("ablation", passes) as tick:
+            for site, ones in by_site.items():
+                removed = points(settings.fractions, ones[0].removal.n_neurons)
+                generator = np.random.default_rng([results.seed, crc32(site.encode())])
+                n_neurons = ones[0].removal.n_neurons
+                control = np.stack([generator.permutation(n_neurons) for _ in range(settings.n_random)])
+                rankings = faithfulness.rankings(ones)
+                grouped = (
+                    (batch, np.array([group_of[sample] for sample in index.tolist()], np.int64))
+                    for batch, index in part.batches(batch_size)
                 )
+                outcomes = ablate_orders(
+                    model,
+                    lambda batch: forward_logits(model, batch, forward_fn, check=False),
+                    grouped,
+                    ones[0].removal,
+                    [*rankings, *control[:, None]],
+                    removed,
+                    2 * len(row_of),
+                    gather=gather,
+                    tick=tick,
+                )
+                for position, one in enumerate(ones):
+                    judged = faithfulness.judge(one, outcomes, removed, control, position, len(ones))
+                    checked[site, one.attribution] = judged
     return results.replace(
         importances=tuple(replace(one, faithfulness=checked[one.site, one.attribution]) for one in results.importances),
         seconds={**results.seconds, "faithfulness": time.perf_counter() - start},
     )
+
+
+def _probe(batches: Iterable[Any] | ProbeSet, max_samples: int, max_bytes: int, seed: int) -> ProbeSet:
+    if isinstance(batches, ProbeSet):
+        return batches
+    return ProbeSet.from_batches(batches, max_samples=max_samples, max_bytes=max_bytes, seed=seed)
+
+
+def _same_samples(probe: ProbeSet, results: Results, gather: Gather) -> bool:
+    """Whether the probe set holds the samples that the results are of: the same content under the same numbers."""
+    shares = gather((probe.index.tolist(), probe.fingerprint.tolist()))
+    found = {pair for share in shares for pair in zip(*share, strict=True)}
+    return found == set(zip(results.sample_index.tolist(), results.sample_fingerprint.tolist(), strict=True))

@@ -3,7 +3,7 @@ import os
 # shapes in annotations are checked under pytest only, before anything imports the package
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook("lightning_neuroimp", "beartype.beartype")
+_hook = install_import_hook("lightning_neuroimp", "tower.checked")
 _hook.__enter__()
 
 import numpy as np

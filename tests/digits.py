@@ -1,5 +1,7 @@
 """Small classifiers trained on scikit-learn's digits."""
 
+from itertools import pairwise
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -27,7 +29,7 @@ def train(activation=nn.Tanh, seed=0, width=256, depth=3, epochs=20):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sizes = [64] + [width] * depth
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), activation())]
+        layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), activation())]
         model = nn.Sequential(*layers, nn.Linear(width, 10))
     x, y = digits()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)

@@ -191,7 +191,9 @@ def test_too_few_clusters():
 def test_no_embedding():
     model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten())
     data = class_zero(torch.randn(40, 2, 4))
-    with pytest.raises(ValueError, match=r"the model calls no linear layer.*KMeansClusters\(n_clusters, embedding='...'"):
+    with pytest.raises(
+        ValueError, match=r"the model calls no linear layer.*KMeansClusters\(n_clusters, embedding='...'"
+    ):
         important(KMeansClusters(2), data, model)
     assert len(important(KMeansClusters(2, embedding="1"), data, model).clusters.ids) == 2
     # labels need none: logits stand in for the samples nearest to a centre

@@ -12,9 +12,7 @@ pytestmark = pytest.mark.usefixtures("double")
 
 
 def scores(model, batches, attribution, layer="site", baseline="zero", target="logit"):
-    results = neuron_importance(
-        model, batches, layers=layer, attribution=attribution, baseline=baseline, target=target
-    )
+    results = neuron_importance(model, batches, layers=layer, attribution=attribution, baseline=baseline, target=target)
     return results[results.sites[0]].mean
 
 

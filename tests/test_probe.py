@@ -137,13 +137,19 @@ def test_several_processes_hold_together_what_one_would():
     [
         ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
         ({"max_bytes": -5}, "max_bytes must be at least 1, got -5"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*32 - 1, got -1"),
         ({"max_bytes": 8}, "one sample takes 16 bytes, more than max_bytes=8; raise max_bytes"),
     ],
 )
 def test_bounds_that_cannot_hold(options, phrase):
     with pytest.raises(ValueError, match=phrase):
         ProbeSet.from_batches(stream(20), **options)
+
+
+def test_one_sample_that_is_too_large_among_others():
+    data = [(torch.zeros(1, 10),)] * 5 + [(torch.zeros(1, 1000),)]
+    with pytest.raises(ValueError, match="one sample takes 4000 bytes, more than max_bytes=400"):
+        ProbeSet.from_batches(data, max_bytes=400)
 
 
 def test_an_empty_stream():

@@ -43,7 +43,7 @@ def test_what_is_saved_is_what_is_loaded(results, tmp_path):
     with np.load(path, allow_pickle=False) as file:
         header = json.loads(file["header"].tobytes())
     assert (header["format"], header["version"]) == (module.FORMAT, module.VERSION)
-    without = results.replace(importances=tuple(map(lambda one: module.replace(one, faithfulness=None), results.importances)))
+    without = results.replace(importances=tuple(module.replace(one, faithfulness=None) for one in results.importances))
     without.save(path)
     assert not Results.load(path).has_faithfulness
 
@@ -68,6 +68,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(results, tmp_path, 
 def test_files_that_hold_something_else(results, tmp_path):
     other = tmp_path / "other.npz"
     np.savez(other, a=np.zeros(3))
+    with pytest.raises(ValueError, match="does not hold results of lightning_neuroimp"):
+        Results.load(other)
+    results.save(other)
+    other.write_bytes(other.read_bytes()[: other.stat().st_size // 2])
     with pytest.raises(ValueError, match="does not hold results of lightning_neuroimp"):
         Results.load(other)
     other.write_bytes(b"nonsense")

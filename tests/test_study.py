@@ -151,7 +151,9 @@ def test_ablation_equals_editing_the_weights(kind):
         model = nn.Sequential(nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10)).double()
         shape, outgoing = (-1, 64), 2
     else:
-        model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(inplace=True), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+        model = nn.Sequential(
+            nn.Conv2d(1, 5, 3), nn.ReLU(inplace=True), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(64, 10)
+        )
         model, shape, outgoing = model.double(), (-1, 1, 8, 8), 2
     x, y = digits(torch.float64)
     data = [(x[:60].reshape(shape), y[:60])]
@@ -250,10 +252,12 @@ class Awkward(nn.Module):
         self.body = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Dropout(0.5))
         self.head = nn.Linear(16, 10)
         self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("rebound", torch.zeros(1))
         self.body[1].eval()  # a frozen part of a model in training
 
     def forward(self, x):
         self.calls += 1
+        self.rebound = self.rebound + 1
         torch.rand(3), np.random.rand(3)
         return self.head(self.body(x))
 
@@ -365,6 +369,31 @@ def test_a_site_that_the_target_does_not_depend_on_scores_zero():
     assert np.abs(results["unused"].mean).max() == 0
 
 
+def test_clusters_of_one_sample_are_marked_not_judged():
+    model, (x, y) = train(nn.Tanh, width=16, depth=1, epochs=1), digits()
+    rows = torch.tensor([int((y == label).nonzero()[0]) for label in range(10)])
+    data = [(x[rows], y[rows])]
+    found = ablation_faithfulness(model, data, neuron_importance(model, data, layers="1"))["1"].faithfulness
+    assert found.samples.sum() == 0
+    assert np.isnan([found.overall.gap, found.overall.p_value, found.overall.p_value_worse]).all()
+    assert np.isnan(found.gap).all()
+    assert np.isnan(found.p_value).all()
+    assert {*found.verdict, found.overall.verdict} == {"too few samples to say"}
+
+
+def test_halves_stay_balanced_over_many_processes():
+    from lightning_neuroimp.importance import Halves
+
+    generator = np.random.default_rng(0)
+    cluster, correct = generator.integers(0, 10, 512), generator.random(512) < 0.9
+    half = np.empty(512, int)
+    for process in range(16):
+        mine = np.arange(512) % 16 == process
+        half[mine] = Halves(process).deal(cluster[mine], correct[mine])
+    assert abs(correct[half == 0].mean() - correct[half == 1].mean()) < 0.06
+    assert min((half[cluster == key] == side).sum() for key in range(10) for side in (0, 1)) >= 16
+
+
 def test_too_few_samples_and_one_cluster():
     model, data = train(nn.Tanh, width=16, depth=1, epochs=1), validation_batches()
     few = ablation_faithfulness(
@@ -377,9 +406,35 @@ def test_too_few_samples_and_one_cluster():
     assert ablation_faithfulness(model, data, one)["1"].faithfulness.gap.shape == (1,)
 
 
+def test_a_loader_that_shuffles_is_noticed():
+    model = train(nn.Tanh, width=16, depth=1, epochs=1)
+    x, y = digits()
+    orders = iter(range(2))
+
+    class Shuffling:
+        def __iter__(self):
+            order = torch.randperm(100, generator=torch.Generator().manual_seed(next(orders)))
+            return iter(batches(x[:100][order], y[:100][order], 50))
+
+    data = Shuffling()
+    results = neuron_importance(model, data, layers="1")
+    with pytest.raises(ValueError, match=r"one ProbeSet to both if it shuffles"):
+        ablation_faithfulness(model, data, results)
+
+
+def test_a_data_loader_leaves_the_random_state():
+    model, (x, y) = train(nn.Tanh, width=16, depth=1, epochs=1), digits()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[:100], y[:100]), 50, shuffle=True)
+    before = torch.get_rng_state()
+    results = neuron_importance(model, loader, layers="1")
+    results = ablation_faithfulness(model, loader, results)  # the same random state, the same order
+    assert results.has_faithfulness
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_faithfulness_refuses_other_samples():
     model, data = train(nn.Tanh, width=16, depth=1, epochs=1), validation_batches()
     results = neuron_importance(model, data, layers="1", max_samples=100)
     assert ablation_faithfulness(model, data, results).has_faithfulness
-    with pytest.raises(ValueError, match=r"100 others: pass the loader or ProbeSet that neuron_importance was called"):
+    with pytest.raises(ValueError, match=r"do not give the 100 probe samples.* or one ProbeSet to both if it shuffles"):
         ablation_faithfulness(model, ProbeSet.from_batches(data, max_samples=100, seed=1), results)

@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 
 from lightning_neuroimp.results import Results
-from lightning_neuroimp.tensorboard.summaries import site_tag, tag, write_summaries
+from lightning_neuroimp.tensorboard.summaries import cluster_tags, site_tag, tag, write_summaries
 
 
 def metrics(results: Results, checked: Results | None, name: str) -> dict[str, float]:
@@ -41,14 +42,14 @@ def cluster_scalars(results: Results, name: str) -> dict[str, float]:
     """Values per cluster, for loggers only."""
     table = results.clusters
     values = {}
-    for row, cluster in enumerate(table.names):
+    for row, cluster in enumerate(cluster_tags(table)):
         values[tag(name, "clusters", cluster, "size")] = float(table.size[row])
         values[tag(name, "clusters", cluster, "accuracy")] = float(table.accuracy[row])
         for one in results.importances:
             if one.faithfulness is not None:
                 key = site_tag(name, one, results)
-                values[f"{key}/gap_by_cluster/{tag(cluster)}"] = float(one.faithfulness.gap[row])
-                values[f"{key}/p_value_by_cluster/{tag(cluster)}"] = float(one.faithfulness.p_value[row])
+                values[f"{key}/gap_by_cluster/{cluster}"] = float(one.faithfulness.gap[row])
+                values[f"{key}/p_value_by_cluster/{cluster}"] = float(one.faithfulness.p_value[row])
     return {key: value for key, value in values.items() if np.isfinite(value)}
 
 
@@ -64,8 +65,6 @@ def step_of(trainer: "pl.Trainer") -> int:
 
 def log_everywhere(trainer: "pl.Trainer", results: Results, name: str, step: int) -> None:
     """Scalars per cluster to every logger; histograms, pictures and tables to those that take them."""
-    if not trainer.is_global_zero:
-        return
     for logger in trainer.loggers:
         logger.log_metrics(cluster_scalars(results, name), step)
         writer = getattr(logger, "experiment", None)
@@ -74,6 +73,19 @@ def log_everywhere(trainer: "pl.Trainer", results: Results, name: str, step: int
             flush = getattr(writer, "flush", None)
             if flush is not None:
                 flush()
+
+
+def log_folder(logger: Any) -> str | None:
+    """The folder of a logger's present run; None for loggers without files.
+
+    Loggers other than Lightning's own name no such folder: then it is the one where Lightning puts checkpoints.
+    """
+    if getattr(logger, "log_dir", None):
+        return str(logger.log_dir)
+    if not logger.save_dir:
+        return None
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return str(Path(logger.save_dir) / str(logger.name) / version)
 
 
 def results_file(folder: Path, results: Results) -> Path:

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from lightning_neuroimp.attribution import resolve_attributions
 from lightning_neuroimp.batches import batch_size as samples_in
 from lightning_neuroimp.callbacks.bars import trainer_progress
 from lightning_neuroimp.callbacks.cost import CostKeeper
-from lightning_neuroimp.callbacks.loggers import log_everywhere, metrics, results_file, step_of
-from lightning_neuroimp.callbacks.processes import gather_objects, sample_numbers
+from lightning_neuroimp.callbacks.loggers import log_everywhere, log_folder, metrics, results_file, step_of
+from lightning_neuroimp.callbacks.processes import failing_together, gather_objects, sample_numbers
 from lightning_neuroimp.clusters import KMeansClusters, check_clusters
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.probe import ProbeSampler, ProbeSet
@@ -103,6 +104,7 @@ class NeuronImportance(Callback):
             raise MisconfigurationException(f"NeuronImportance: {error}") from error
         self._results: Results | None = None
         self._checked: Results | None = None
+        self._enabled = False
         self._reset()
 
     def _check_arguments(self) -> None:
@@ -129,6 +131,7 @@ class NeuronImportance(Callback):
         self._probe: ProbeSet | None = None
         self._seen: dict[int, int] = {}
         self._runs = self._measured = 0
+        self._metrics: dict[str, float] = {}
         self._cost: CostKeeper | None = None
 
     @property
@@ -155,31 +158,51 @@ class NeuronImportance(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        if stage not in ("fit", "validate"):
-            return
         self._reset()
-        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        if any(isinstance(other, NeuronImportance) and other.name == self.name for other in others):
+        self._enabled = stage in ("fit", "validate") and self._has_validation(trainer, stage)
+        if not self._enabled:
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        ours = [callback for callback in callbacks if isinstance(callback, NeuronImportance)]
+        if [callback.name for callback in ours].count(self.name) > 1:
             raise MisconfigurationException(
                 f"two NeuronImportance callbacks are named {self.name!r}, so that their values would overwrite each "
                 "other; give each its own name="
             )
-        if stage == "fit" and not trainer.enable_validation:
-            if trainer.limit_val_batches == 0:
-                rank_zero_warn(f"NeuronImportance {self.name!r} does nothing: limit_val_batches=0 turns validation off")
-                return
-            raise MisconfigurationException(
-                f"NeuronImportance {self.name!r} measures on validation data, but there is no validation loader (or no "
-                "validation_step); pass val_dataloaders to trainer.fit, or define val_dataloader"
-            )
+        # in front: a callback such as weight averaging swaps the validated weights away in its own epoch end
+        rest = [callback for callback in callbacks if not isinstance(callback, NeuronImportance)]
+        trainer.callbacks = [*ours, *rest]  # type: ignore[attr-defined]
+
+    def _has_validation(self, trainer: "pl.Trainer", stage: str) -> bool:
+        if stage != "fit" or trainer.enable_validation:
+            return True
+        if trainer.limit_val_batches == 0:
+            rank_zero_warn(f"NeuronImportance {self.name!r} does nothing: limit_val_batches=0 turns validation off")
+            return False
+        raise MisconfigurationException(
+            f"NeuronImportance {self.name!r} measures on validation data, but there is no validation loader (or no "
+            "validation_step); pass val_dataloaders to trainer.fit, or define val_dataloader"
+        )
+
+    @override
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._open(pl_module)
+
+    @override
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._open(pl_module)
+        if self._enabled and self._probe is None and not trainer.sanity_checking:
+            self._sampler = ProbeSampler(self.max_samples, self.max_bytes, self.seed)
+            self._seen = {}
+
+    def _open(self, pl_module: "pl.LightningModule") -> None:
+        """Look the layers up, once the module has made all of them, and say what is going to be done."""
+        if not self._enabled or self._cost is not None:
+            return
         try:
             sites = find_sites(pl_module, self.layers)
         except ValueError as error:
             raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
-        # in front: a callback such as weight averaging swaps the validated weights away in its own epoch end
-        ours = [callback for callback in trainer.callbacks if isinstance(callback, NeuronImportance)]  # type: ignore[attr-defined]
-        rest = [callback for callback in trainer.callbacks if callback not in ours]  # type: ignore[attr-defined]
-        trainer.callbacks = [*ours, *rest]  # type: ignore[attr-defined]
         self._cost = CostKeeper(
             self.faithfulness,
             len(sites),
@@ -203,10 +226,8 @@ class NeuronImportance(Callback):
             return
         if trainer.sanity_checking:
             self._cost.open_step()
-        elif self._probe is None:
+        elif self._sampler is not None:
             # before the step, which may take the batch apart
-            if self._sampler is None:
-                self._sampler = ProbeSampler(self.max_samples, self.max_bytes, self.seed)
             try:
                 size = samples_in(batch)
                 start = self._seen.get(dataloader_idx, 0)
@@ -243,31 +264,37 @@ class NeuronImportance(Callback):
         due = self._runs % self.every_n_epochs == 0
         self._runs += 1
         if due:
+            folder = self._folder(trainer)
             try:
-                with trainer.precision_plugin.forward_context():
-                    self._measure(trainer, pl_module)
+                with failing_together(), trainer.precision_plugin.forward_context():
+                    results = self._measure(trainer, pl_module)
             except Exception as error:
                 if isinstance(error, ValueError) and self._measured == 0:
                     raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
-                if self.on_error == "raise":
-                    raise
-                rank_zero_warn(
-                    f"NeuronImportance {self.name!r} has no measurement of epoch {trainer.current_epoch}; training "
-                    f"goes on. {type(error).__name__}: {error}"
-                )
-        if self._results is not None:
-            values = metrics(self._results, self._checked, self.name)
+                self._fail(f"has no measurement of epoch {trainer.current_epoch}", error)
+            else:
+                self._keep(results)
+                try:
+                    self._write(trainer, results, folder)
+                except Exception as error:
+                    self._fail(f"could not write its measurement of epoch {trainer.current_epoch}", error)
+        if self._metrics:
             # every process has computed the same values and logs the same keys in the same order
-            pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+            pl_module.log_dict(self._metrics, on_step=False, on_epoch=True, sync_dist=True)
 
-    def _measure(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def _fail(self, what: str, error: Exception) -> None:
+        if self.on_error == "raise":
+            raise error
+        message = f"{what}; training goes on. {type(error).__name__}: {error}"
+        warnings.warn(f"NeuronImportance {self.name!r} {message}", stacklevel=2)
+
+    def _measure(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Results:
         assert self._cost is not None
         if self._probe is None:
             assert self._sampler is not None
             self._probe = self._sampler.close(gather_objects)
             self._sampler = None
         progress = trainer_progress(trainer)
-        step = step_of(trainer)
         results = neuron_importance(
             pl_module,
             self._probe,
@@ -283,7 +310,7 @@ class NeuronImportance(Callback):
             gather=gather_objects,
             progress=progress,
             epoch=trainer.current_epoch,
-            step=step,
+            step=step_of(trainer),
         )
         if self._check_is_due():
             start = time.monotonic()
@@ -298,17 +325,25 @@ class NeuronImportance(Callback):
                 progress=progress,
             )
             self._cost.checked(time.monotonic() - start)
+        return results
+
+    def _keep(self, results: Results) -> None:
         self._results = results
         if results.has_faithfulness:
             self._checked = results
+        elif self._measured == 0:
+            self._checked = None  # an earlier run's check says nothing of this one
+        self._metrics = metrics(results, self._checked, self.name)
         if self._measured == 0:
             took = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in results.seconds.items())
             rank_zero_info(f"NeuronImportance {self.name!r}, first measurement took: {took}")
         self._measured += 1
-        log_everywhere(trainer, results, self.name, step)
-        folder = self._folder(trainer)
-        if folder is not None and trainer.is_global_zero:
-            results.save(results_file(folder, results))
+
+    def _write(self, trainer: "pl.Trainer", results: Results, folder: Path | None) -> None:
+        if trainer.is_global_zero:
+            log_everywhere(trainer, results, self.name, results.step)
+            if folder is not None:
+                results.save(results_file(folder, results))
 
     def _check_is_due(self) -> bool:
         """Whether this measurement is checked by ablation; every process decides as the first one does."""
@@ -326,6 +361,8 @@ class NeuronImportance(Callback):
         """Where results files go; None where there is no logger, or nothing shall stay (`fast_dev_run`)."""
         if self.results_dir is not None:
             return Path(self.results_dir) / self.name
-        # log_dir is a collective: every process asks
-        log_dir = trainer.log_dir if trainer.loggers and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
-        return None if log_dir is None else Path(log_dir) / "neuroimp" / self.name
+        if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        # a collective: every process asks
+        folder = trainer.strategy.broadcast(log_folder(trainer.loggers[0]))
+        return None if folder is None else Path(folder) / "neuroimp" / self.name

@@ -1,5 +1,8 @@
 """What several processes must agree on: objects gathered from all of them, and who holds which sample."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,8 +14,56 @@ from torch.utils.data import DistributedSampler
 _LOADER = 2**40  # sample numbers of different validation loaders must differ
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """Stands for the value of a process that could not give one."""
+
+    message: str
+    mistaken: bool
+
+
+class PeerFailedError(RuntimeError):
+    """Another process failed."""
+
+
+class PeerMistakenError(ValueError):
+    """Another process found a mistake in the arguments or the data."""
+
+
 def gather_objects(value: Any) -> list[Any]:
-    """Everybody's value, in rank order."""
+    """Everybody's value, in rank order.
+
+    Raises:
+        PeerMistakenError: if another process failed with a ValueError.
+        PeerFailedError: if another process failed otherwise.
+    """
+    values = _gather(value)
+    for rank, other in enumerate(values):
+        if isinstance(other, _Failure):
+            message = f"on process {rank}: {other.message}"
+            raise PeerMistakenError(message) if other.mistaken else PeerFailedError(message)
+    return values
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Work whose only collectives are `gather_objects`: if it fails on one process, it fails on all.
+
+    Otherwise the others would wait in their next collective until it times out.
+    """
+    finished = False
+    try:
+        yield
+        finished = True
+        gather_objects(None)
+    except Exception as error:
+        # who hears of a failure in a gather has heard it together with all others
+        if not finished and not isinstance(error, PeerFailedError | PeerMistakenError):
+            _gather(_Failure(f"{type(error).__name__}: {error}", isinstance(error, ValueError)))
+        raise
+
+
+def _gather(value: Any) -> list[Any]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
@@ -34,12 +85,20 @@ def sample_numbers(trainer: "pl.Trainer", dataloader_idx: int, start: int, size:
         repeats to give every process the same number.
     """
     local = np.arange(start, start + size, dtype=np.int64)
-    loaders = trainer.val_dataloaders
-    loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
-    sampler = getattr(loader, "sampler", None)
+    loaders = _flat(trainer.val_dataloaders)
+    sampler = getattr(loaders[dataloader_idx], "sampler", None) if dataloader_idx < len(loaders) else None
     if isinstance(sampler, DistributedSampler):
         number = sampler.rank + sampler.num_replicas * local
         number[number >= len(sampler.dataset)] = -1  # type: ignore[arg-type]
     else:
         number = trainer.global_rank + trainer.world_size * local
     return np.where(number < 0, -1, number + dataloader_idx * _LOADER)
+
+
+def _flat(loaders: Any) -> list[Any]:
+    """The loaders in a nesting of mappings and sequences, in the order in which Lightning numbers them."""
+    if isinstance(loaders, Mapping):
+        return [loader for part in loaders.values() for loader in _flat(part)]
+    if isinstance(loaders, list | tuple):
+        return [loader for part in loaders for loader in _flat(part)]
+    return [loaders]

@@ -7,7 +7,7 @@ import numpy as np
 
 from lightning_neuroimp.figures import deletion_figure, to_image
 from lightning_neuroimp.report import markdown
-from lightning_neuroimp.results import Importance, Results
+from lightning_neuroimp.results import ClusterTable, Importance, Results
 
 MAX_HISTOGRAMS = 100
 
@@ -27,6 +27,12 @@ def site_tag(name: str, one: Importance, results: Results) -> str:
     return tag(name, one.site, *([one.attribution] if several else []))
 
 
+def cluster_tags(table: ClusterTable) -> list[str]:
+    """A tag for each cluster; where two names give the same, the ids are added."""
+    tags = [tag(cluster) for cluster in table.names]
+    return [one if tags.count(one) == 1 else f"{one}_{key}" for one, key in zip(tags, table.ids.tolist(), strict=True)]
+
+
 def write_summaries(writer: Any, results: Results, name: str, step: int) -> None:
     """Write a measurement's histograms, deletion curves and table.
 
@@ -38,14 +44,16 @@ def write_summaries(writer: Any, results: Results, name: str, step: int) -> None
     """
     per_site = max(1, MAX_HISTOGRAMS // len(results.importances))
     largest = np.sort(np.argsort(-results.clusters.size, kind="stable")[:per_site])
+    clusters = cluster_tags(results.clusters)
     for one in results.importances[:MAX_HISTOGRAMS]:
         mean = one.mean
         for row in largest.tolist():
             if np.isfinite(mean[row]).all():
-                where = f"{site_tag(name, one, results)}/importance/{tag(results.clusters.names[row])}"
+                where = f"{site_tag(name, one, results)}/importance/{clusters[row]}"
                 writer.add_histogram(where, mean[row], step)
     writer.add_text(tag(name, "summary"), markdown(results, name), step)
-    if results.has_faithfulness:
-        for site in results.sites:
+    for site in results.sites:
+        faithfulness = results[site].faithfulness
+        if faithfulness is not None and faithfulness.samples.any():
             picture = to_image(deletion_figure(results, site))
             writer.add_image(tag(name, site, "deletion_curves"), picture, step, dataformats="HWC")

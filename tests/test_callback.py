@@ -1,0 +1,589 @@
+"""NeuronImportance through a real Trainer."""
+
+import json
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from modules import Classifier, loaders, trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance, Results
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+]
+
+ALWAYS = AblationFaithfulness(max_overhead=None)
+
+
+def callback(**options):
+    return NeuronImportance(**({"layers": ["encoder.2"], "faithfulness": ALWAYS} | options))
+
+
+def test_keys_are_fixed_sorted_and_few(tmp_path):
+    seen = []
+
+    class Spy(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                seen.append([key for key in trainer.callback_metrics if key != "val_loss"])
+
+    plain = callback(name="labels")
+    two = callback(name="kmeans", clusters=KMeansClusters(3), attribution=["gradient_x_activation", "gradient"])
+    fit = trainer(tmp_path, [Spy(), plain, two])
+    fit.fit(Classifier(), *loaders())
+    expected = [
+        "labels/checked_epoch",
+        *(f"labels/encoder.2/{key}" for key in ("gap", "lds", "p_value", "relative_gap")),
+    ]
+    expected += ["labels/measured_epoch", "kmeans/adjusted_rand_index", "kmeans/checked_epoch"]
+    for attribution in ("gradient", "gradient_x_activation"):
+        expected += [f"kmeans/encoder.2/{attribution}/{key}" for key in ("gap", "lds", "p_value", "relative_gap")]
+    expected += ["kmeans/measured_epoch"]
+    assert seen == [expected] * 2
+    overall = plain.results["encoder.2"].faithfulness.overall
+    assert float(fit.callback_metrics["labels/encoder.2/gap"]) == pytest.approx(overall.gap, rel=1e-6)
+    assert float(fit.callback_metrics["labels/measured_epoch"]) == 1
+
+
+def test_results_are_those_of_the_core_on_the_same_data(tmp_path):
+    from lightning_neuroimp import ablation_faithfulness, neuron_importance
+
+    model, (train, val) = Classifier(), loaders()
+    ours = callback()
+    trainer(tmp_path, [ours]).fit(model, train, val)
+    expected = ablation_faithfulness(model, val, neuron_importance(model, val, layers="encoder.2"), ALWAYS)
+    np.testing.assert_array_equal(ours.results["encoder.2"].mean, expected["encoder.2"].mean)
+    np.testing.assert_array_equal(
+        ours.results["encoder.2"].faithfulness.accuracy, expected["encoder.2"].faithfulness.accuracy
+    )
+
+
+def test_the_sanity_check_leaves_nothing(tmp_path):
+    ours = callback()
+    logger = CSVLogger(tmp_path)
+    fit = trainer(tmp_path, [ours], logger=logger, max_epochs=0, num_sanity_val_steps=2)
+    fit.fit(Classifier(), *loaders())
+    assert logger.experiment.metrics == []
+    assert ours.summary() == "neuroimp: nothing measured yet"
+    with pytest.raises(RuntimeError, match="has measured nothing yet: run trainer.fit"):
+        _ = ours.results
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_validate_alone(tmp_path):
+    model, (_, val) = Classifier(), loaders()
+    ours = callback(clusters=KMeansClusters(3), baseline="mean")
+    run = trainer(tmp_path, [ours])
+    metrics = run.validate(model, val, verbose=False)[0]
+    assert metrics["neuroimp/encoder.2/gap"] == pytest.approx(ours.results["encoder.2"].faithfulness.overall.gap)
+    run.fit(model, *loaders())  # what was kept from inference mode can be gone on with
+    assert ours.results.epoch == 1
+    assert not any(value.is_inference() for value in model.state_dict().values())
+
+
+def test_schedules(tmp_path):
+    epochs = []
+
+    class Spy(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            keys = ("neuroimp/measured_epoch", "neuroimp/checked_epoch", "neuroimp/encoder.2/gap")
+            epochs.append(tuple(float(trainer.callback_metrics[key]) for key in keys))
+
+    settings = AblationFaithfulness(max_overhead=None, every_n_epochs=2)
+    ours = callback(every_n_epochs=2, faithfulness=settings)
+    trainer(tmp_path, [ours, Spy()], max_epochs=6, num_sanity_val_steps=0).fit(Classifier(), *loaders())
+    assert [epoch[0] for epoch in epochs] == [0, 0, 2, 2, 4, 4]
+    assert [epoch[1] for epoch in epochs] == [0, 0, 0, 0, 4, 4]
+    assert len({epoch[2] for epoch in epochs[:4]}) == 1
+    assert ours.results.has_faithfulness
+    assert "epoch 4" in ours.summary()
+
+
+def test_validation_several_times_an_epoch(tmp_path):
+    ours = callback()
+    steps = []
+
+    class Spy(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            steps.append(ours.results.step)
+
+    options = {"val_check_interval": 0.5, "max_epochs": 1, "num_sanity_val_steps": 0}
+    trainer(tmp_path, [ours, Spy()], **options).fit(Classifier(), *loaders())
+    assert len(set(steps)) == 2
+
+
+def test_a_check_that_is_too_dear_is_skipped_and_says_so(tmp_path, caplog):
+    ours = callback(faithfulness=AblationFaithfulness(max_overhead=1e-6))
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit = trainer(tmp_path, [ours], max_epochs=3)
+        fit.fit(Classifier(), *loaders())
+    said = [message for message in caplog.messages if "skipped: it takes" in message]
+    assert len(said) == 1
+    assert "max_overhead=0% of the" in said[0]
+    assert "AblationFaithfulness(max_overhead=None) never skips" in said[0]
+    assert float(fit.callback_metrics["neuroimp/measured_epoch"]) == 2
+    assert float(fit.callback_metrics["neuroimp/checked_epoch"]) == 0
+    assert "this is the last check" in ours.summary()
+    assert "epoch 0" in ours.summary()
+    assert ours.results["encoder.2"].faithfulness is None
+
+
+def test_the_cost_is_printed(tmp_path, caplog):
+    ours = callback(clusters=KMeansClusters(3), faithfulness=AblationFaithfulness())
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer(tmp_path, [ours]).fit(Classifier(), *loaders())
+    text = "\n".join(caplog.messages)
+    assert (
+        "NeuronImportance 'neuroimp', each validation run: 2 forward and 1 backward passes over at most 1024 samples; "
+        "ablation: at most 133 forward passes over at most 512 of them at each of 1 layers, skipped where that takes "
+        "over 10% of the time since the last"
+    ) in text
+    assert "estimated from the sanity check: about" in text
+    assert "first measurement took: survey" in text
+
+
+def test_no_ablation(tmp_path):
+    ours = callback(faithfulness=None, attribution="activation")
+    fit = trainer(tmp_path, [ours])
+    fit.fit(Classifier(), *loaders())
+    assert [key for key in fit.callback_metrics if key != "val_loss"] == ["neuroimp/measured_epoch"]
+    assert "verdict" not in ours.summary()
+    assert "top neurons" in ours.summary()
+
+
+def test_metrics_can_be_monitored(tmp_path):
+    settings = AblationFaithfulness(max_overhead=None, every_n_epochs=3)
+    stop = EarlyStopping("neuroimp/encoder.2/gap", mode="max", patience=50)
+    best = ModelCheckpoint(tmp_path, monitor="neuroimp/encoder.2/gap", mode="max")
+    run = trainer(tmp_path, [stop, best, callback(faithfulness=settings)], max_epochs=4, enable_checkpointing=True)
+    run.fit(Classifier(), *loaders())
+    assert run.current_epoch == 4
+    assert best.best_model_score is not None
+
+
+def test_tensorboard_shows_every_epoch(tmp_path):
+    ours = callback(name="labels", attribution=["gradient_x_activation", "gradient"])
+    logger = TensorBoardLogger(tmp_path, name="run")
+    trainer(tmp_path, [ours], logger=logger, max_epochs=3).fit(Classifier(), *loaders())
+    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0, "images": 0, "histograms": 0}).Reload()
+    assert len(list(tmp_path.rglob("events.out*"))) == 1
+    tags = events.Tags()
+    steps = [3, 7, 11]
+    histograms = [
+        f"labels/encoder.2/{name}/importance/label_{label}" for name in ours.results.attributions for label in range(10)
+    ]
+    assert sorted(tags["histograms"]) == sorted(histograms)
+    assert tags["images"] == ["labels/encoder.2/deletion_curves"]
+    for tag in histograms:
+        assert [event.step for event in events.Histograms(tag)] == steps
+    last = events.Histograms(histograms[0])[-1].histogram_value
+    mean = ours.results["encoder.2"].mean[0]
+    assert last.num == 16
+    assert (last.min, last.max) == (pytest.approx(mean.min()), pytest.approx(mean.max()))
+    assert [event.step for event in events.Images("labels/encoder.2/deletion_curves")] == steps
+    texts = events.Tensors("labels/summary/text_summary")
+    assert [event.step for event in texts] == steps
+    assert "| label 3" in texts[-1].tensor_proto.string_val[0].decode()
+    for tag in ("labels/encoder.2/gradient/gap", "labels/encoder.2/gradient/gap_by_cluster/label_3", "val_loss"):
+        assert [event.step for event in events.Scalars(tag)] == steps, tag
+
+
+def test_any_other_logger_gets_the_scalars(tmp_path):
+    ours = callback()
+    logger = CSVLogger(tmp_path, name="csv")
+    trainer(tmp_path, [ours], logger=[logger]).fit(Classifier(), *loaders())
+    content = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
+    for key in (
+        "neuroimp/encoder.2/gap",
+        "neuroimp/encoder.2/gap_by_cluster/label_0",
+        "neuroimp/clusters/label_0/size",
+    ):
+        assert key in content.splitlines()[0]
+
+
+def test_one_results_file_a_measured_epoch(tmp_path):
+    ours = callback(name="mine")
+    logger = CSVLogger(tmp_path, name="csv")
+    trainer(tmp_path, [ours], logger=logger).fit(Classifier(), *loaders())
+    files = sorted((tmp_path / "csv" / "version_0" / "neuroimp" / "mine").iterdir())
+    assert [file.name for file in files] == ["epoch=0000-step=0000003.npz", "epoch=0001-step=0000007.npz"]
+    loaded = Results.load(files[-1])
+    np.testing.assert_array_equal(loaded["encoder.2"].mean, ours.results["encoder.2"].mean)
+
+
+def test_files_only_where_they_are_wanted(tmp_path):
+    quiet = trainer(tmp_path, [callback()])
+    quiet.fit(Classifier(), *loaders())
+    assert not list(tmp_path.rglob("*.npz"))
+    trainer(tmp_path, [callback(results_dir=tmp_path / "kept")]).fit(Classifier(), *loaders())
+    assert len(list((tmp_path / "kept" / "neuroimp").iterdir())) == 2
+    fast = trainer(tmp_path / "fast", [ours := callback()], fast_dev_run=True, logger=True)
+    fast.fit(Classifier(), *loaders())
+    assert ours.results.epoch == 0
+    assert not list(tmp_path.glob("fast/**/*.npz"))
+
+
+def test_the_same_probe_samples_in_every_epoch(tmp_path):
+    seen = []
+
+    class Spy(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            seen.append(ours.results.sample_index)
+
+    ours = callback(max_samples=100, clusters=KMeansClusters(4))
+    x, y = loaders()[1].dataset.tensors
+    shuffled = DataLoader(TensorDataset(x, y), 64, shuffle=True)
+    with pytest.warns(UserWarning, match="shuffling enabled"):
+        trainer(tmp_path, [ours, Spy()], num_sanity_val_steps=0).fit(Classifier(), loaders()[0], shuffled)
+    assert len(seen[0]) == 100
+    assert np.array_equal(seen[0], seen[1])
+    assert 0 < ours.results.clusters.adjusted_rand_index <= 1
+
+
+def test_streams_several_loaders_and_limits(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            x, y = loaders()[1].dataset.tensors
+            yield from zip(x, y, strict=True)
+
+    ours = callback()
+    several = [DataLoader(Stream(), 50), loaders()[1]]
+
+    class Several(Classifier):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            self(batch[0])
+
+    trainer(tmp_path, [ours], limit_val_batches=3).fit(Several(), loaders()[0], several)
+    first, second = ours.results.sample_index < 2**40, ours.results.sample_index >= 2**40
+    assert (first.sum(), second.sum()) == (150, 192)
+
+
+def test_forward_fn_for_other_batches(tmp_path):
+    class Mapping(Classifier):
+        def validation_step(self, batch, batch_idx):
+            batch.pop("y")  # a step may take the batch apart
+            self(batch["x"])
+
+    x, y = loaders()[1].dataset.tensors
+    data = DataLoader([{"x": a, "y": b} for a, b in zip(x, y, strict=True)], 64)
+    ours = callback(forward_fn=lambda module, batch: (module(batch["x"]), batch["y"]))
+    trainer(tmp_path, [ours]).fit(Mapping(), loaders()[0], data)
+    assert len(ours.results.sample_index) == 320
+    with pytest.raises(MisconfigurationException, match=r"'neuroimp': cannot tell inputs from targets.*forward_fn="):
+        trainer(tmp_path, [callback()]).fit(Mapping(), loaders()[0], data)
+
+
+class Broken(Classifier):
+    """A model that something is wrong with."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        logits = super().forward(x)
+        if self.how == "probabilities" and not self.training:
+            return logits.softmax(1)
+        if self.how == "nan" and not self.training:
+            return logits * torch.nan
+        if self.how == "regression" and not self.training:
+            return logits[:, :1]
+        return logits
+
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "phrase"),
+    [
+        (Broken("probabilities"), {}, "look like probabilities"),
+        (Broken("regression"), {}, "at least two classes"),
+        (Classifier(), {"clusters": KMeansClusters(900)}, "n_clusters=900 is more than the 320 probe samples"),
+        (Classifier(), {"clusters": lambda batch: batch[1] / 3}, "one integer or string for each"),
+        (Classifier(), {"layers": ["head", "encoder"], "target": lambda f, y: f}, "one scalar per sample"),
+        (Classifier(), {"max_bytes": 10}, "more than max_bytes=10"),
+    ],
+)
+def test_mistakes_stop_at_the_first_measurement(tmp_path, model, options, phrase):
+    with pytest.raises(MisconfigurationException, match=phrase) as error:
+        trainer(tmp_path, [callback(**options)]).fit(model, *loaders())
+    assert "NeuronImportance 'neuroimp': " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "phrase"),
+    [
+        ({"clusters": "kmeans"}, "clusters must be 'labels', KMeansClusters"),
+        ({"attribution": "saliency"}, r"attribution must be among \['activation', .*got 'saliency'"),
+        ({"attribution": []}, "attribution is empty"),
+        ({"attribution": ["gradient", "gradient"]}, "attributions must have different names"),
+        ({"target": "loss"}, "target must be one of"),
+        ({"baseline": "median"}, r"baseline must be one of \['zero', 'mean'\], got 'median'"),
+        ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
+        ({"max_bytes": 0}, "max_bytes must be at least 1, got 0"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*32 - 1, got -1"),
+        ({"every_n_epochs": 0}, "every_n_epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"name": "a/b"}, "name must be of letters, digits"),
+        ({"on_error": "ignore"}, "on_error must be 'warn' or 'raise', got 'ignore'"),
+    ],
+)
+def test_arguments_are_checked_at_once(options, phrase):
+    with pytest.raises(MisconfigurationException, match=phrase):
+        callback(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "phrase"),
+    [
+        ({"n_random": 9}, "n_random must be at least 19, got 9"),
+        ({"fractions": (0.0, 0.5)}, r"fractions must be numbers above 0 and up to 1, got \(0.0, 0.5\)"),
+        ({"fractions": ()}, "fractions must be numbers"),
+        ({"max_samples": 0}, "max_samples must be at least 1"),
+        ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
+        ({"max_overhead": 0.0}, "max_overhead must be positive, or None for no limit, got 0.0"),
+    ],
+)
+def test_settings_are_checked_at_once(options, phrase):
+    with pytest.raises(ValueError, match=phrase):
+        AblationFaithfulness(**options)
+
+
+def test_settings_from_lists_as_files_give_them():
+    assert AblationFaithfulness(fractions=[0.1, 0.5]).fractions == (0.1, 0.5)
+
+
+def test_mistakes_that_setup_finds(tmp_path):
+    with pytest.raises(MisconfigurationException, match="no layer 'encoder.9' in Classifier: did you mean"):
+        trainer(tmp_path, [callback(layers="encoder.9")]).fit(Classifier(), *loaders())
+    with pytest.raises(MisconfigurationException, match="two NeuronImportance callbacks are named 'neuroimp'"):
+        trainer(tmp_path, [callback(), callback()]).fit(Classifier(), *loaders())
+    with (
+        pytest.warns(UserWarning, match="have no `val_dataloader`"),
+        pytest.raises(MisconfigurationException, match="there is no validation loader .* pass val_dataloaders"),
+    ):
+        trainer(tmp_path, [callback()]).fit(Classifier(), loaders()[0])
+    with pytest.warns(UserWarning, match="does nothing: limit_val_batches=0 turns validation off"):
+        trainer(tmp_path, [callback()], limit_val_batches=0).fit(Classifier(), *loaders())
+
+
+def test_a_model_that_diverged_does_not_stop_the_training(tmp_path):
+    model = Broken("nan")
+    ours = callback()
+    run = trainer(tmp_path, [ours])
+    with pytest.warns(UserWarning) as warnings:
+        run.fit(model, *loaders())
+    said = [str(warning.message) for warning in warnings if "no measurement" in str(warning.message)]
+    for epoch, message in enumerate(said):
+        assert f"no measurement of epoch {epoch}; training goes on. FloatingPointError: the model's" in message
+    assert len(said) == 2
+    assert run.current_epoch == 2
+    assert ours.summary() == "neuroimp: nothing measured yet"
+
+
+def test_on_error(tmp_path):
+    def failing(batch):
+        raise RuntimeError("injected")
+
+    run = trainer(tmp_path, [callback(attribution=failing)])
+    with pytest.warns(UserWarning) as warnings:
+        run.fit(Classifier(), *loaders())
+    assert sum("training goes on. RuntimeError: injected" in str(warning.message) for warning in warnings) == 2
+    assert run.current_epoch == 2
+    with pytest.raises(RuntimeError, match="injected"):
+        trainer(tmp_path, [callback(attribution=failing, on_error="raise")]).fit(Classifier(), *loaders())
+
+
+def test_a_later_failure_keeps_the_last_values(tmp_path):
+    calls = []
+
+    def sometimes(batch):
+        calls.append(1)
+        if len(calls) > 5:  # five batches a measurement
+            raise ValueError("later")
+        return batch.sum_positions(batch.deviation * batch.gradient)
+
+    run = trainer(tmp_path, [callback(attribution=sometimes)])
+    with pytest.warns(UserWarning, match="no measurement of epoch 1; training goes on. ValueError: later"):
+        run.fit(Classifier(), *loaders())
+    assert float(run.callback_metrics["neuroimp/measured_epoch"]) == 0
+    assert np.isfinite(float(run.callback_metrics["neuroimp/encoder.2/gap"]))
+
+
+def test_a_failed_write_says_what_failed(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    ours = callback(results_dir=blocked)
+    run = trainer(tmp_path, [ours], max_epochs=1)
+    with pytest.warns(UserWarning, match="could not write its measurement of epoch 0; training goes on"):
+        run.fit(Classifier(), *loaders())
+    assert float(run.callback_metrics["neuroimp/measured_epoch"]) == 0
+    assert ours.results.has_faithfulness
+
+
+def test_values_of_an_earlier_run_are_not_logged_again(tmp_path):
+    ours = callback()
+    trainer(tmp_path, [ours]).fit(Classifier(), *loaders())
+    run = trainer(tmp_path, [ours], max_epochs=1)
+    with pytest.warns(UserWarning, match="no measurement of epoch 0"):
+        run.fit(Broken("nan"), *loaders())
+    assert not any(key.startswith("neuroimp") for key in run.callback_metrics)
+
+
+def test_cluster_ids_go_on_with_the_same_data_and_only_with_it(tmp_path):
+    ours = callback(clusters=KMeansClusters(4))
+    model, (train, val) = Classifier(), loaders()
+    trainer(tmp_path, [ours]).fit(model, train, val)
+    ids = ours.results.clusters.ids.tolist()
+    trainer(tmp_path, [ours]).validate(model, val, verbose=False)
+    assert ours.results.clusters.ids.tolist() == ids
+    assert ours.results.clusters.adjusted_rand_index == 1
+    x, y = val.dataset.tensors
+    trainer(tmp_path, [ours]).validate(model, DataLoader(TensorDataset(x.flip(0), y.flip(0)), 64), verbose=False)
+    assert ours.results.clusters.ids.tolist() == [0, 1, 2, 3]
+    assert np.isnan(ours.results.clusters.adjusted_rand_index)
+
+
+def test_layers_that_the_module_makes_late(tmp_path):
+    class Late(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.encoder = None
+
+        def configure_model(self):
+            if self.encoder is None:
+                self.encoder = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Tanh())
+
+    ours = callback()
+    trainer(tmp_path, [ours]).fit(Late(), *loaders())
+    assert ours.results["encoder.2"].mean.shape == (10, 16)
+
+
+def test_a_model_that_works_in_place_on_its_inputs(tmp_path):
+    class InPlace(Classifier):
+        def forward(self, x):
+            return super().forward(x.sub_(0.1))
+
+        def validation_step(self, batch, batch_idx):
+            self(batch[0].clone())
+
+    ours = callback(every_n_epochs=1)
+    model = InPlace()
+    run = trainer(tmp_path, [ours], max_epochs=1)
+    run.fit(model, *loaders())
+    first = [group.fingerprint for group in ours._probe.groups]
+    batch, index = next(iter(ours._probe.batches(320)))
+    x, y = loaders()[1].dataset.tensors
+    assert torch.equal(batch[0], x[index])
+    assert len(first) == 1
+
+
+def test_loggers_without_a_folder_of_the_run(tmp_path):
+    class Other(Logger):
+        name, version, save_dir = "project", "abc", str(tmp_path)
+
+        def log_metrics(self, metrics, step=None):
+            self.last = metrics
+
+        def log_hyperparams(self, params):
+            pass
+
+    logger = Other()
+    trainer(tmp_path, [callback()], logger=logger, max_epochs=1).fit(Classifier(), *loaders())
+    assert len(list((tmp_path / "project" / "abc" / "neuroimp" / "neuroimp").iterdir())) == 1
+    assert "neuroimp/encoder.2/gap" in logger.last
+
+
+def test_weight_averaging_does_not_change_which_weights_are_explained(tmp_path):
+    """Another callback that swaps weights in its epoch end comes after ours, wherever it stands in the list."""
+
+    class Swap(Callback):
+        def on_validation_epoch_start(self, trainer, pl_module):
+            self.kept = pl_module.head.weight.detach().clone()
+            with torch.no_grad():
+                pl_module.head.weight.zero_()
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            with torch.no_grad():
+                pl_module.head.weight.copy_(self.kept)
+
+    ours = callback()
+    trainer(tmp_path, [Swap(), ours], num_sanity_val_steps=0).fit(Classifier(), *loaders())
+    assert np.abs(ours.results["encoder.2"].mean).max() == 0  # the head that was validated is zero
+
+
+def test_mixed_precision_explains_the_model_as_it_was_validated(tmp_path):
+    dtypes = []
+
+    class Half(Classifier):
+        def forward(self, x):
+            logits = super().forward(x)
+            dtypes.append(logits.dtype)
+            return logits
+
+    ours = callback(baseline="mean")
+    run = trainer(tmp_path, [ours], precision="bf16-mixed")
+    run.fit(Half(), *loaders())
+    assert set(dtypes) == {torch.bfloat16}
+    assert np.isfinite(ours.results["encoder.2"].mean).all()
+
+
+def test_a_convolutional_module_with_channels(tmp_path):
+    class Conv(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(
+                nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Flatten()
+            )
+            self.head = nn.Linear(6 * 36, 10)
+
+    ours = callback(layers="encoder.*", baseline="mean")
+    trainer(tmp_path, [ours]).fit(Conv(), *loaders())
+    assert ours.results["encoder.2"].mean.shape == (10, 6)
+    assert ours.results["encoder.3"].mean.shape == (10, 216)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jsonargparse", "ignore:[\\s\\S]*JsonargparseDeprecation")
+def test_the_command_line_can_set_it(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    arguments = [
+        "--trainer.callbacks+=lightning_neuroimp.callbacks.NeuronImportance",
+        "--trainer.callbacks.layers=encoder.2",
+        "--trainer.callbacks.clusters=lightning_neuroimp.KMeansClusters",
+        "--trainer.callbacks.clusters.n_clusters=5",
+        "--trainer.callbacks.faithfulness.n_random=39",
+        "--trainer.callbacks.faithfulness.fractions=[0.1,0.5]",
+    ]
+    monkeypatch.setattr("sys.argv", ["program"])
+    cli = LightningCLI(Classifier, run=False, args=arguments, save_config_callback=None, seed_everything_default=False)
+    (ours,) = [one for one in cli.trainer.callbacks if type(one).__name__ == "NeuronImportance"]
+    assert ours.layers == "encoder.2"
+    assert ours.clusters == KMeansClusters(5)
+    assert ours.faithfulness == AblationFaithfulness(n_random=39, fractions=(0.1, 0.5))
+
+
+def test_header_of_the_results_is_plain_json(tmp_path):
+    ours = callback(results_dir=tmp_path)
+    trainer(tmp_path, [ours], max_epochs=1).fit(Classifier(), *loaders())
+    (file,) = (tmp_path / "neuroimp").iterdir()
+    with np.load(file, allow_pickle=False) as content:
+        tree = json.loads(content["header"].tobytes())
+    assert tree["results"]["class"] == "Results"
+
+
+def test_it_is_a_lightning_callback():
+    assert issubclass(NeuronImportance, pl.Callback)

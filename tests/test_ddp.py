@@ -1,0 +1,78 @@
+"""Two real processes (gloo): the same scores as one, the same keys on both, failures together."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, sys, warnings
+import lightning.pytorch as pl, torch
+sys.path.insert(0, {tests!r})
+from lightning.pytorch.strategies import DDPStrategy
+from modules import Classifier, loaders, trainer
+from datetime import timedelta
+from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance
+
+warnings.simplefilter("ignore")
+mode, processes = sys.argv[1], int(sys.argv[2])
+
+def fails_on_one(batch):
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
+        raise RuntimeError("injected")
+    return batch.sum_positions(batch.deviation * batch.gradient)
+
+torch.manual_seed(0)
+model = Classifier()
+ours = NeuronImportance(
+    ["encoder.2"], clusters=KMeansClusters(3), baseline="mean", max_samples=200,
+    attribution=fails_on_one if mode == "fail" else "gradient_x_activation",
+    faithfulness=AblationFaithfulness(max_overhead=None), results_dir={folder!r} + f"/{{processes}}",
+)
+strategy = "auto"
+if processes > 1:
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60), start_method="fork")
+train, val = loaders(n_val=301)
+run = trainer({folder!r}, [ours], max_epochs=1, strategy=strategy, devices=processes, num_sanity_val_steps=0)
+run.validate(model, val, verbose=False) if mode == "validate" else run.fit(model, train, val)
+metrics = {{key: float(value) for key, value in run.callback_metrics.items()}}
+print("METRICS" + json.dumps(metrics))
+"""
+
+
+def run(mode, processes, folder):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder))
+    done = subprocess.run(
+        [sys.executable, "-c", script, mode, str(processes)], capture_output=True, timeout=240, check=False
+    )
+    output, errors = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0, errors[-3000:]
+    return [json.loads(line[7:]) for line in output.splitlines() if line.startswith("METRICS")], errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_two_processes_give_the_scores_of_one(tmp_path):  # T14
+    import numpy as np
+
+    from lightning_neuroimp import Results
+
+    run("validate", 1, tmp_path)
+    (metrics,), _ = run("validate", 2, tmp_path)
+    one, two = (Results.load(next((tmp_path / str(n) / "neuroimp").iterdir())) for n in (1, 2))
+    np.testing.assert_array_equal(two.sample_index, one.sample_index)  # 301 samples: one is padded, and left out
+    np.testing.assert_array_equal(two.sample_fingerprint, one.sample_fingerprint)
+    np.testing.assert_array_equal(two.sample_cluster, one.sample_cluster)
+    np.testing.assert_array_equal(two.clusters.exemplars, one.clusters.exemplars)
+    np.testing.assert_allclose(two["encoder.2"].mean, one["encoder.2"].mean, atol=1e-6)
+    np.testing.assert_allclose(two["encoder.2"].std, one["encoder.2"].std, atol=1e-5)
+    assert two["encoder.2"].faithfulness.samples.sum() == 200
+    assert metrics["neuroimp/encoder.2/gap"] == pytest.approx(two["encoder.2"].faithfulness.overall.gap, rel=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_failure_on_one_process_is_one_on_all_and_training_goes_on(tmp_path):
+    (metrics,), _ = run("fail", 2, tmp_path)
+    assert list(metrics) == ["val_loss"]
+    assert not (tmp_path / "2").exists()
