@@ -485,7 +485,7 @@ def test_a_model_that_works_in_place_on_its_inputs(tmp_path):
     run.fit(model, *loaders())
     first = [group.fingerprint for group in ours._probe.groups]
     batch, index = next(iter(ours._probe.batches(320)))
-    x, y = loaders()[1].dataset.tensors
+    x, _ = loaders()[1].dataset.tensors
     assert torch.equal(batch[0], x[index])
     assert len(first) == 1
 
@@ -555,7 +555,7 @@ def test_a_convolutional_module_with_channels(tmp_path):
     assert ours.results["encoder.3"].mean.shape == (10, 216)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:jsonargparse", "ignore:[\\s\\S]*JsonargparseDeprecation")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning's use of jsonargparse
 def test_the_command_line_can_set_it(tmp_path, monkeypatch):
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI
