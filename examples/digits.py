@@ -94,7 +94,9 @@ def main() -> None:
     for callback in (labels, kmeans):
         print(f"\n{'=' * 100}\n{callback.summary()}")
     print(f"\n{'=' * 100}")
-    print("A verdict above is about the ranking of the neurons. On a tanh network the mean derivative ('gradient') says")
+    print(
+        "A verdict above is about the ranking of the neurons. On a tanh network the mean derivative ('gradient') says"
+    )
     print("little about removal, whereas gradient x activation does; with --activation relu both do.")
     print(f"\nResults files and logs are in {logger.log_dir}. To look at every epoch:\n")
     print(f"    tensorboard --logdir {options.logs}\n")

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 MAX_PANELS = 12
 _COLOURS = ("#1f5fbf", "#d1495b", "#2a9d5c", "#8f5bb5", "#b8860b")
 _BAND = (5, 95)
+_COLUMNS = 3
 
 
 def deletion_figure(results: Results, site: str) -> "Figure":
-    """Deletion curves of a site against random removal: all clusters together, then the largest clusters.
+    """Deletion curves of a site against random removal: all clusters together, below them the largest clusters.
 
     Args:
         results: with faithfulness.
@@ -25,7 +26,8 @@ def deletion_figure(results: Results, site: str) -> "Figure":
 
     Returns:
         A Matplotlib figure of at most 12 panels: accuracy against the share of neurons removed, most important first,
-        with the mean and the 5-95% range of the random orders, and the reference rankings.
+        with the mean and the 5-95% range of the random orders, and the reference rankings. The first panel can be read
+        in a thumbnail.
 
     Raises:
         ValueError: if removal was not measured.
@@ -44,79 +46,73 @@ def deletion_figure(results: Results, site: str) -> "Figure":
     ablated = checked[0][1].samples.sum(0)
     largest = [row for row in np.argsort(-table.size, kind="stable").tolist() if ablated[row]]
     rows = sorted(largest[: MAX_PANELS - 1])
-    n_columns = min(4, len(rows) + 1)
-    n_rows = -(-(len(rows) + 1) // n_columns)
-    figure = Figure(figsize=(3.1 * n_columns, 2.5 * n_rows + 1.3), dpi=100, layout="constrained")
+    n_rows = -(-len(rows) // _COLUMNS)
+    words = 0.17 * len(checked)
+    heights = [3.9, *[1.55 + words] * n_rows]
+    figure = Figure(figsize=(8.0, sum(heights) + 0.4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    n_neurons = results[site].removal.n_neurons
-    for panel, row in zip(panels.flat, [None, *rows], strict=False):
-        name = "all clusters" if row is None else table.names[row]
-        _draw_panel(panel, name, checked, row, n_neurons)
-    for panel in panels.flat[len(rows) + 1 :]:
-        panel.set_axis_off()
-    for number, panel in enumerate(panels.flat[: len(rows) + 1]):
-        if number % n_columns == 0:
-            panel.set_ylabel("accuracy")
-        if number + n_columns > len(rows):
-            panel.set_xlabel("neurons removed (%)")
-            panel.tick_params(labelbottom=True)
+    grid = figure.add_gridspec(1 + n_rows, _COLUMNS, height_ratios=heights)
     removal = results[site].removal
-    left_out = len(table.ids) - len(rows)
+    whole = figure.add_subplot(grid[0, :])
+    _draw_panel(whole, checked, None, removal.n_neurons, size=14)
+    whole.set_xlabel(f"neurons removed (%), set to {removal.baseline}, most important first", fontsize=14)
+    whole.set_ylabel("accuracy", fontsize=14)
     when = f", epoch {results.epoch}" if results.epoch >= 0 else ""
+    left_out = len(table.ids) - len(rows)
     more = f" ({left_out} clusters not drawn)" if left_out else ""
-    figure.suptitle(
-        f"{site}: accuracy after removing neurons (set to {removal.baseline}), most important first{when}{more}",
-        fontsize=11,
-    )
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), fontsize=9, frameon=False)
+    pad = 8 + 17 * len(checked)
+    whole.set_title(f"{site}, all clusters{when}{more}", fontsize=16, fontweight="bold", pad=pad)
+    whole.legend(loc="lower left", fontsize=12, framealpha=0.8)
+    for number, row in enumerate(rows):
+        panel = figure.add_subplot(grid[1 + number // _COLUMNS, number % _COLUMNS], sharey=whole)
+        _draw_panel(panel, checked, row, removal.n_neurons, size=9)
+        panel.set_title(f"{table.names[row]} ({table.size[row]})", fontsize=11, pad=4 + 11 * len(checked))
+        if number % _COLUMNS:
+            panel.tick_params(labelleft=False)
+        else:
+            panel.set_ylabel("accuracy", fontsize=9)
+        if number + _COLUMNS < len(rows):
+            panel.tick_params(labelbottom=False)
+        else:
+            panel.set_xlabel("neurons removed (%)", fontsize=9)
     return figure
 
 
 def _draw_panel(
-    panel: "Axes", name: str, checked: list[tuple[str, Faithfulness]], row: int | None, n_neurons: int
+    panel: "Axes", checked: list[tuple[str, Faithfulness]], row: int | None, n_neurons: int, size: int
 ) -> None:
+    """One cluster's curves, or (row None) all clusters'; `size` is that of the letters, in points."""
     first = checked[0][1]
     share = 100 * first.removed / n_neurons
+    width = size / 9
     random = first.overall.random_accuracy if row is None else first.random_accuracy[:, row]
-    low, high = np.nanpercentile(random, _BAND, axis=0)
-    label = f"random order: mean, {_BAND[0]}-{_BAND[1]}% of {len(random)}"
+    low, high = np.percentile(random, _BAND, axis=0)
+    label = f"random orders: mean, {_BAND[0]}-{_BAND[1]}% of {len(random)}"
     panel.fill_between(share, low, high, color="#9a9a9a", alpha=0.35, linewidth=0)
-    panel.plot(share, random.mean(0), color="#6f6f6f", linewidth=1.6, label=label)
-    intact = first.overall.intact_accuracy if row is None else first.intact_accuracy[row]
-    panel.axhline(intact, color="#6f6f6f", linewidth=0.8, linestyle=":", label="nothing removed")
+    panel.plot(share, random.mean(0), color="#6f6f6f", linewidth=1.4 * width, label=label)
     references = first.overall.reference_accuracy if row is None else first.reference_accuracy[:, row]
     for style, reference, curve in zip(("--", "-."), first.references, references, strict=True):
-        panel.plot(share, curve, color="#444444", linewidth=1.0, linestyle=style, label=reference)
-    words = []
-    for colour, (attribution, faithfulness) in zip(_COLOURS * len(checked), checked, strict=False):
+        panel.plot(share, curve, color="#444444", linewidth=0.8 * width, linestyle=style, label=reference)
+    for line, (attribution, faithfulness) in enumerate(checked):
+        colour = _COLOURS[line % len(_COLOURS)]
         curve = faithfulness.overall.accuracy if row is None else faithfulness.accuracy[row]
-        panel.plot(share, curve, color=colour, linewidth=2.0, marker="o", markersize=3.5, label=attribution)
-        gap, verdict = (
-            (faithfulness.overall.gap, faithfulness.overall.verdict)
-            if row is None
-            else (float(faithfulness.gap[row]), faithfulness.verdict[row])
+        panel.plot(
+            share, curve, color=colour, linewidth=1.6 * width, marker="o", markersize=3 * width, label=attribution
         )
-        words.append((colour, f"gap {round(gap, 2) + 0.0:+.2f}, {verdict}"))
-    panel.set_title(name, fontsize=10, fontweight="bold" if row is None else "normal", pad=4 + 10 * len(words))
-    for line, (colour, text) in enumerate(reversed(words)):
+        gap = faithfulness.overall.gap if row is None else float(faithfulness.gap[row])
+        verdict = faithfulness.overall.verdict if row is None else faithfulness.verdict[row]
+        # one line per attribution above the panel, in the colour of its curve
+        above = 4 + 1.2 * size * (len(checked) - 1 - line)
+        words = f"gap {round(gap, 2) + 0.0:+.2f}, {verdict}"
         panel.annotate(
-            text,
-            (0.5, 1.0),
-            (0, 3 + 10 * line),
-            "axes fraction",
-            "offset points",
-            color=colour,
-            ha="center",
-            fontsize=8,
+            words, (0.5, 1), (0, above), "axes fraction", "offset points", color=colour, ha="center", fontsize=size
         )
     panel.set_xscale("log")
     panel.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100) if share[0] * 0.8 <= tick <= share[-1] * 1.2])
     panel.xaxis.set_major_formatter("{x:g}")
     panel.minorticks_off()
     panel.set_ylim(-0.03, 1.03)
-    panel.tick_params(labelsize=9)
+    panel.tick_params(labelsize=size)
     panel.grid(alpha=0.25)
 
 

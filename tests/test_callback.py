@@ -195,7 +195,7 @@ def test_tensorboard_shows_every_epoch(tmp_path):
     texts = events.Tensors("labels/summary/text_summary")
     assert [event.step for event in texts] == steps
     assert "| label 3" in texts[-1].tensor_proto.string_val[0].decode()
-    for tag in ("labels/encoder.2/gradient/gap", "labels/encoder.2/gradient/gap_by_cluster/label_3", "val_loss"):
+    for tag in ("labels/encoder.2/gradient/gap", "labels_clusters/encoder.2/gradient/gap/label_3", "val_loss"):
         assert [event.step for event in events.Scalars(tag)] == steps, tag
 
 
@@ -206,8 +206,8 @@ def test_any_other_logger_gets_the_scalars(tmp_path):
     content = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
     for key in (
         "neuroimp/encoder.2/gap",
-        "neuroimp/encoder.2/gap_by_cluster/label_0",
-        "neuroimp/clusters/label_0/size",
+        "neuroimp_clusters/encoder.2/gap/label_0",
+        "neuroimp_clusters/size/label_0",
     ):
         assert key in content.splitlines()[0]
 

@@ -39,17 +39,17 @@ def metrics(results: Results, checked: Results | None, name: str) -> dict[str, f
 
 
 def cluster_scalars(results: Results, name: str) -> dict[str, float]:
-    """Values per cluster, for loggers only."""
-    table = results.clusters
+    """Values per cluster, for loggers only, in a group of their own beside the headlines."""
+    table, group = results.clusters, f"{name}_clusters"
     values = {}
     for row, cluster in enumerate(cluster_tags(table)):
-        values[tag(name, "clusters", cluster, "size")] = float(table.size[row])
-        values[tag(name, "clusters", cluster, "accuracy")] = float(table.accuracy[row])
+        values[tag(group, "size", cluster)] = float(table.size[row])
+        values[tag(group, "accuracy", cluster)] = float(table.accuracy[row])
         for one in results.importances:
             if one.faithfulness is not None:
-                key = site_tag(name, one, results)
-                values[f"{key}/gap_by_cluster/{cluster}"] = float(one.faithfulness.gap[row])
-                values[f"{key}/p_value_by_cluster/{cluster}"] = float(one.faithfulness.p_value[row])
+                key = site_tag(group, one, results)
+                values[f"{key}/gap/{cluster}"] = float(one.faithfulness.gap[row])
+                values[f"{key}/p_value/{cluster}"] = float(one.faithfulness.p_value[row])
     return {key: value for key, value in values.items() if np.isfinite(value)}
 
 
