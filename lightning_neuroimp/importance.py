@@ -1,8 +1,11 @@
 """Streams attributions into moments per cluster and half."""
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
+from lightning_neuroimp.batches import to_numpy
 from lightning_neuroimp.probe import Gather
 
 
@@ -32,60 +35,70 @@ class Halves:
         return half
 
 
+class Groups:
+    """Numbers the pairs of half and cluster in the order in which they appear."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, int], int] = {}
+
+    def of(self, cluster: Int[np.ndarray, " sample"], half: Int[np.ndarray, " sample"]) -> Int[Tensor, " sample"]:
+        """Each sample's row; -1 for samples in no cluster (those below 0)."""
+        pairs = zip(half.tolist(), cluster.tolist(), strict=True)
+        return torch.tensor([-1 if pair[1] < 0 else self.rows.setdefault(pair, len(self.rows)) for pair in pairs])
+
+
 class ClusterMoments:
     """Sums of per-sample values, of their absolute values and squares, per half and cluster, in float64.
 
     Its size depends on clusters and neurons, not on samples.
+
+    Args:
+        groups: the rows, shared by the moments of all sites and scores.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Groups) -> None:
         self.non_finite = 0
-        self._rows: dict[tuple[int, int], int] = {}
+        self._groups = groups
         self._sums = np.zeros((0, 4, 0))  # (half and cluster, moment, neuron)
         self._count = np.zeros(0, np.int64)
 
     def add(
         self,
-        values: Float[np.ndarray, "sample neuron"],
-        deviation: Float[np.ndarray, "sample neuron"],
-        cluster: Int[np.ndarray, " sample"],
-        half: Int[np.ndarray, " sample"],
+        values: Float[Tensor, "sample neuron"],
+        deviation: Float[Tensor, "sample neuron"],
+        rows: Int[Tensor, " sample"],
     ) -> None:
         """Add a batch; samples with a value that is not finite are counted and left out.
 
         Args:
             values: attribution of each neuron.
             deviation: |activation - baseline| of each neuron.
-            cluster: id of each sample's cluster; those below 0 are passed over.
-            half: 0 or 1.
+            rows: from `Groups.of`, for this batch.
         """
-        values, deviation = values.astype(np.float64), deviation.astype(np.float64)
-        member = cluster >= 0
-        if not (np.isfinite(values).all() and np.isfinite(deviation).all()):
-            finite = np.isfinite(values).all(1) & np.isfinite(deviation).all(1)
-            self.non_finite += int((member & ~finite).sum())
-            # zeroed as well as left out: zero times NaN is NaN in the product below
-            values, deviation = np.where(finite[:, None], values, 0.0), np.where(finite[:, None], deviation, 0.0)
-            member &= finite
-        if not member.any():
-            return
-        rows = self._rows_of(cluster[member], half[member], values.shape[1])
-        weights = np.zeros((len(self._count), len(values)))
-        weights[rows, np.flatnonzero(member)] = 1.0
-        for moment, value in enumerate((values, np.abs(values), values**2, deviation)):
-            self._sums[:, moment] += weights @ value
-        self._count += np.bincount(rows, minlength=len(self._count))
-
-    def _rows_of(self, cluster: np.ndarray, half: np.ndarray, n_neurons: int) -> np.ndarray:
-        keys = list(zip(half.tolist(), cluster.tolist(), strict=True))
-        for key in keys:
-            self._rows.setdefault(key, len(self._rows))
-        grown = np.zeros((len(self._rows), 4, n_neurons))
-        if len(self._count) < len(self._rows):
+        sums = self._batch_sums(values, deviation, rows)
+        if not np.isfinite(sums).all():
+            finite = (values.isfinite().all(1) & deviation.isfinite().all(1)).cpu()
+            self.non_finite += int(((rows >= 0) & ~finite).sum())
+            rows = rows.where(finite, -1)
+            keep = finite.to(values.device)[:, None]
+            # zeroed as well as left out: zero times NaN is NaN in the product
+            sums = self._batch_sums(values.where(keep, 0), deviation.where(keep, 0), rows)
+        if len(self._count) < len(sums):
+            grown = np.zeros_like(sums)
             grown[: len(self._count)] = self._sums if len(self._count) else 0.0
             self._sums = grown
-            self._count = np.concatenate([self._count, np.zeros(len(self._rows) - len(self._count), np.int64)])
-        return np.array([self._rows[key] for key in keys], np.int64)
+            self._count = np.concatenate([self._count, np.zeros(len(sums) - len(self._count), np.int64)])
+        self._sums += sums
+        self._count += torch.bincount(rows[rows >= 0], minlength=len(sums)).numpy()
+
+    def _batch_sums(self, values: Tensor, deviation: Tensor, rows: Tensor) -> Float[np.ndarray, "group 4 neuron"]:
+        # summed where they are, and by torch: NumPy's BLAS has threads of its own, and they would fight with torch's.
+        # Apple's GPUs have no float64: there a batch is summed in float32, and the batches on the host
+        dtype = torch.float32 if values.device.type == "mps" else torch.float64
+        weights = (torch.arange(len(self._groups.rows))[:, None] == rows).to(values.device, dtype)
+        values = values.to(dtype)
+        moments = torch.stack([values, values.abs(), values.square(), deviation.to(dtype)])
+        return to_numpy(weights @ moments).swapaxes(0, 1).astype(np.float64, copy=False)
 
     def means(
         self, ids: Int[np.ndarray, " cluster"], n_neurons: int, gather: Gather
@@ -101,9 +114,11 @@ class ClusterMoments:
         sums = np.zeros((4, 2, len(ids), n_neurons))
         place = {int(cluster): row for row, cluster in enumerate(ids)}
         left_out = 0
-        for rows, counts, moments, non_finite in gather((self._rows, self._count, self._sums, self.non_finite)):
+        for rows, counts, moments, non_finite in gather((self._groups.rows, self._count, self._sums, self.non_finite)):
             left_out += non_finite
             for (half, cluster), row in rows.items():
+                if row >= len(counts):
+                    continue  # in batches that did not reach this site
                 count[half, place[cluster]] += counts[row]
                 sums[:, half, place[cluster]] += moments[row]
         filled = count[None, :, :, None]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_neuroimp.attribution import Attribution, SiteBatch
 from lightning_neuroimp.batches import ForwardFn, forward_logits, model_device, to_device, to_numpy
 from lightning_neuroimp.clusters import EmbeddingTap, check_number
-from lightning_neuroimp.importance import ClusterMoments, Halves
+from lightning_neuroimp.importance import ClusterMoments, Groups, Halves
 from lightning_neuroimp.probe import Gather, ProbeSet
 from lightning_neuroimp.progress import Progress, Tick
 from lightning_neuroimp.removal import TargetFn, target_values
@@ -161,7 +161,8 @@ class Passes:
         samples, halves = Samples(), Halves(self._process())
         gradients = any(attribution.needs_gradient for attribution in attributions)
         watch = Watch(list(self.sites.values()), gradients=gradients)
-        moments = {(name, one.name): ClusterMoments() for name in self.sites for one in attributions}
+        groups = Groups()
+        moments = {(name, one.name): ClusterMoments(groups) for name in self.sites for one in attributions}
         shapes: dict[str, tuple[int, int]] = {}
         labels: set[int] = set()
         with self._timed("importance", "importance") as tick, torch.set_grad_enabled(gradients):
@@ -174,16 +175,16 @@ class Passes:
                 half = halves.deal(cluster, samples.correct[-1])
                 samples.cluster.append(cluster)
                 samples.half.append(half)
+                group = groups.of(cluster, half)
                 outputs = dict(watch.outputs)
                 slopes = self._gradients(target, logits, classes, outputs) if gradients else {}
                 for name, output in outputs.items():
                     axis = watch.axes[name]
                     shapes[name] = (axis, output.shape[axis])
                     batch = _site_batch(name, axis, output, slopes.get(name), means, seed)
-                    deviation = to_numpy(batch.sum_positions(batch.deviation.abs()))
+                    deviation = batch.sum_positions(batch.deviation.abs())
                     for attribution in attributions:
-                        values = to_numpy(attribution(batch))
-                        moments[name, attribution.name].add(values, deviation, cluster, half)
+                        moments[name, attribution.name].add(attribution(batch).detach(), deviation, group)
         known: dict[str, tuple[int, int]] = {}
         for share in self.gather(shapes):
             known.update(share)
