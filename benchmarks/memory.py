@@ -21,7 +21,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(n_samples: int) -> None:
+def measure(n_samples: int, with_callbacks: bool) -> None:
     """One size; prints the peak before and after."""
     import logging
     import warnings
@@ -66,7 +66,9 @@ def measure(n_samples: int) -> None:
         NeuronImportance(["body.1", "body.3"], name="labels", faithfulness=AblationFaithfulness(max_samples=128)),
         NeuronImportance(["body.1"], KMeansClusters(8), baseline="mean", name="kmeans", faithfulness=None),
     ]
-    trainer = L.Trainer(callbacks=callbacks, logger=False, enable_progress_bar=False, accelerator="cpu")
+    trainer = L.Trainer(
+        callbacks=callbacks if with_callbacks else [], logger=False, enable_progress_bar=False, accelerator="cpu"
+    )
     before = peak_mb()
     trainer.validate(Classifier(), DataLoader(Made(), 200), verbose=False)
     print(json.dumps({"before": before, "peak": peak_mb()}))
@@ -78,22 +80,29 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the two smaller sizes")
     parser.add_argument("--json", type=Path, help="also write the rows there")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--without", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        measure(options.one)
+        measure(options.one, not options.without)
         return
     rows = []
-    print(f"{'samples':>10}{'peak_mb':>12}{'over_start_mb':>16}")
+    print("".join(f"{name:>12}" for name in ("samples", "peak_mb", "without_mb", "start_mb")))
     for n_samples in SIZES[:2] if options.quick else SIZES:
-        done = subprocess.run([sys.executable, __file__, "--one", str(n_samples)], capture_output=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        with_ours, without = (
+            json.loads(subprocess.run(command, capture_output=True, check=True).stdout.splitlines()[-1])
+            for command in (
+                [sys.executable, __file__, "--one", str(n_samples)],
+                [sys.executable, __file__, "--one", str(n_samples), "--without"],
+            )
+        )
         row = {
             "samples": n_samples,
-            "peak_mb": round(found["peak"], 1),
-            "over_start_mb": round(found["peak"] - found["before"], 1),
+            "peak_mb": round(with_ours["peak"], 1),
+            "without_mb": round(without["peak"], 1),
+            "start_mb": round(with_ours["before"], 1),
         }
         rows.append(row)
-        print(f"{row['samples']:>10}{row['peak_mb']:>12}{row['over_start_mb']:>16}", flush=True)
+        print("".join(f"{value:>12}" for value in row.values()), flush=True)
     peaks = [row["peak_mb"] for row in rows]
     spread = max(peaks) / min(peaks) - 1
     print(f"spread of the peaks {spread:.1%}; goal {GOAL:.0%}: {'held' if spread <= GOAL else 'MISSED'}")

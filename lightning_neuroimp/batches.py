@@ -171,37 +171,31 @@ def take_rows(batch: Any, rows: Int[Tensor, " row"], size: int) -> Any:
     return _map(lambda part: take_rows(part, rows, size), batch)
 
 
-def join_rows(samples: list[Any]) -> Any:
-    """Batches of one sample and equal `signature`, joined. The list is emptied, so that memory is not held twice."""
-    joined = _empty_rows(samples[0], len(samples))
-    for row in range(len(samples)):
-        _set_row(joined, row, samples[row])
-        samples[row] = None
-    return joined
-
-
-def _empty_rows(sample: Any, n_rows: int) -> Any:
-    if isinstance(sample, Tensor):
-        return sample.new_empty((n_rows, *sample.shape[1:])) if sample.ndim else sample
-    if isinstance(sample, np.ndarray) and sample.ndim:
-        return np.empty((n_rows, *sample.shape[1:]), sample.dtype)
-    if _is_column(sample, 1):
+def empty_rows(batch: Any, size: int, n_rows: int) -> Any:
+    """Room on the host for `n_rows` samples like those of a batch of `size` samples."""
+    if isinstance(batch, Tensor):
+        shape = (n_rows, *batch.shape[1:])
+        return torch.empty(shape, dtype=batch.dtype) if batch.ndim else batch.detach().clone().cpu()
+    if isinstance(batch, np.ndarray) and batch.ndim:
+        return np.empty((n_rows, *batch.shape[1:]), batch.dtype)
+    if _is_column(batch, size):
         return [None] * n_rows
-    return _map(lambda part: _empty_rows(part, n_rows), sample)
+    return _map(lambda part: empty_rows(part, size, n_rows), batch)
 
 
-def _set_row(joined: Any, row: int, sample: Any) -> None:
-    if isinstance(sample, Tensor | np.ndarray):
-        if sample.ndim:
-            joined[row] = sample[0]
-    elif _is_column(sample, 1):
-        joined[row] = sample[0]
-    elif isinstance(sample, Mapping):
-        for key, part in sample.items():
-            _set_row(joined[key], row, part)
-    elif _is_sequence(sample):
-        for target, part in zip(joined, sample, strict=True):
-            _set_row(target, row, part)
+def set_row(rows: Any, place: int, batch: Any, row: int, size: int) -> None:
+    """Copy one sample of a batch of `size` samples into a place of what `empty_rows` gave."""
+    if isinstance(batch, Tensor | np.ndarray):
+        if batch.ndim:
+            rows[place] = batch[row]
+    elif _is_column(batch, size):
+        rows[place] = batch[row]
+    elif isinstance(batch, Mapping):
+        for key, part in batch.items():
+            set_row(rows[key], place, part, row, size)
+    elif _is_sequence(batch):
+        for target, part in zip(rows, batch, strict=True):
+            set_row(target, place, part, row, size)
 
 
 def fingerprint(batch: Any) -> int:
@@ -231,14 +225,14 @@ def signature(batch: Any, size: int) -> Hashable:
     return (type(batch).__name__, repr(batch))
 
 
-def byte_size(batch: Any) -> int:
-    """Bytes in the tensors and arrays of a batch."""
+def bytes_per_sample(batch: Any) -> int:
+    """Bytes of each sample in the tensors and arrays of a batch."""
     if isinstance(batch, Tensor | np.ndarray):
-        return int(batch.nbytes)
+        return int(batch.nbytes) // max(1, int(batch.shape[0])) if batch.ndim else 0
     if isinstance(batch, Mapping):
-        return sum(byte_size(part) for part in batch.values())
+        return sum(bytes_per_sample(part) for part in batch.values())
     if _is_sequence(batch):
-        return sum(byte_size(part) for part in batch)
+        return sum(bytes_per_sample(part) for part in batch)
     return 0
 
 

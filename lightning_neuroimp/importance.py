@@ -75,6 +75,8 @@ class ClusterMoments:
             deviation: |activation - baseline| of each neuron.
             rows: from `Groups.of`, for this batch.
         """
+        if not self._groups.rows:
+            return
         sums = self._batch_sums(values, deviation, rows)
         if not np.isfinite(sums).all():
             finite = (values.isfinite().all(1) & deviation.isfinite().all(1)).cpu()

@@ -7,15 +7,15 @@ does not touch any random generator, and the samples of several processes merge 
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from heapq import heappush, heapreplace
-from typing import Any
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt64
 
 from lightning_neuroimp.batches import batch_size as batch_size_of
-from lightning_neuroimp.batches import byte_size, fingerprint, join_rows, signature, take_rows
+from lightning_neuroimp.batches import bytes_per_sample, empty_rows, fingerprint, set_row, signature, take_rows
 
 Gather = Callable[[Any], list[Any]]
 """All processes pass an object and get the list of everybody's, in rank order."""
@@ -51,6 +51,41 @@ class _Group:
     fingerprint: Int[np.ndarray, " sample"]
 
 
+class _Entry(NamedTuple):
+    """A kept sample; the order is that of a heap with the largest key on top."""
+
+    minus_key: int
+    number: int
+    n_bytes: int
+    place: int
+    kind: Hashable
+
+
+class _Block:
+    """Room for samples of one kind.
+
+    Freed places are used again: small tensors that come and go would scatter the memory.
+    """
+
+    def __init__(self) -> None:
+        self.rows: Any = None
+        self.free: list[int] = []
+        self._capacity = 0
+
+    def put(self, batch: Any, row: int, size: int) -> int:
+        """Copy a sample in; its place."""
+        if not self.free:
+            capacity = max(16, 2 * self._capacity)
+            grown = empty_rows(batch, size, capacity)
+            for place in range(self._capacity):
+                set_row(grown, place, self.rows, place, self._capacity)
+            self.free = list(range(self._capacity, capacity))
+            self.rows, self._capacity = grown, capacity
+        place = self.free.pop()
+        set_row(self.rows, place, batch, row, size)
+        return place
+
+
 class ProbeSampler:
     """Draws a `ProbeSet` from batches that are passed one by one.
 
@@ -72,9 +107,10 @@ class ProbeSampler:
         self.max_samples, self.max_bytes, self.seed = max_samples, max_bytes, seed
         self.seen = 0
         self.largest_batch = 1
-        self._limit = 2**64  # keys from here on have been turned away; it only falls
+        self._limit = 2**64  # keys from here on are turned away, all smaller ones are kept; it only falls
         self._bytes = 0
-        self._heap: list[tuple[int, int, int, Any, Hashable]] = []  # the largest key first: (-key, index, bytes, ...)
+        self._heap: list[_Entry] = []  # the largest key first
+        self._blocks: dict[Hashable, _Block] = {}
 
     def add(self, batch: Any, index: Int[np.ndarray, " sample"] | None = None) -> None:
         """Offer a batch.
@@ -93,34 +129,32 @@ class ProbeSampler:
         self.seen += int((index >= 0).sum())
         self.largest_batch = max(self.largest_batch, size)
         keys = sample_keys(index, self.seed)
-        for row in np.flatnonzero(index >= 0):
-            key = int(keys[row])
-            if key >= self._limit or (len(self._heap) == self.max_samples and key >= -self._heap[0][0]):
-                continue
-            # outside inference mode, so that the copy can enter a graph later on
-            with torch.inference_mode(False), torch.no_grad():
-                sample = take_rows(batch, torch.tensor([row]), size)
-            entry = (-key, int(index[row]), byte_size(sample), sample, signature(sample, 1))
-            if entry[2] > self.max_bytes:
-                raise ValueError(
-                    f"one sample takes {entry[2]} bytes, more than max_bytes={self.max_bytes}; raise max_bytes"
-                )
-            self._bytes += entry[2]
-            if len(self._heap) == self.max_samples:
-                self._bytes -= heapreplace(self._heap, entry)[2]
-            else:
-                heappush(self._heap, entry)
-            self._fit_into_bytes()
-
-    def _fit_into_bytes(self) -> None:
-        if self._bytes <= self.max_bytes:
+        candidates = np.flatnonzero((index >= 0) & (keys < np.uint64(min(self._limit, 2**64 - 1))))
+        if not len(candidates):
             return
-        ordered = sorted(self._heap, reverse=True)  # smallest key first
-        while self._bytes > self.max_bytes:
-            key, _, size, *_ = ordered.pop()
-            self._limit = -key
-            self._bytes -= size
-        self._heap = sorted(ordered)
+        kind, n_bytes = signature(batch, size), bytes_per_sample(batch)
+        if n_bytes > self.max_bytes:
+            raise ValueError(f"one sample takes {n_bytes} bytes, more than max_bytes={self.max_bytes}; raise max_bytes")
+        # outside inference mode, so that the copies can enter a graph later on
+        with torch.inference_mode(False), torch.no_grad():
+            for row in candidates.tolist():
+                key = int(keys[row])
+                if key >= self._limit:
+                    continue
+                if len(self._heap) == self.max_samples:
+                    self._drop(heappop(self._heap))
+                block = self._blocks.setdefault(kind, _Block())
+                heappush(self._heap, _Entry(-key, int(index[row]), n_bytes, block.put(batch, row, size), kind))
+                self._bytes += n_bytes
+                while self._bytes > self.max_bytes:
+                    self._limit = -self._heap[0].minus_key
+                    self._drop(heappop(self._heap))
+                if len(self._heap) == self.max_samples:
+                    self._limit = -self._heap[0].minus_key + 1
+
+    def _drop(self, entry: _Entry) -> None:
+        self._bytes -= entry.n_bytes
+        self._blocks[entry.kind].free.append(entry.place)
 
     def close(self, gather: Gather = alone) -> "ProbeSet":
         """The probe set of all that was offered.
@@ -132,31 +166,27 @@ class ProbeSampler:
         Raises:
             ValueError: if no sample was offered.
         """
-        keys = sorted(-entry[0] for entry in self._heap)
+        keys = sorted(-entry.minus_key for entry in self._heap)
         shares = gather((keys, self._limit, self.seen))
+        # what one process has turned away for want of room, all others must: or the sample would be biased
         limit = min(share[1] for share in shares)
         kept = sorted(key for share in shares for key in share[0] if key < limit)[: self.max_samples]
         if not kept:
             raise ValueError("the stream of batches was empty: there is nothing to draw a probe set from")
-        mine = sorted((entry for entry in self._heap if -entry[0] <= kept[-1]), reverse=True)
-        self._heap = []
-        return ProbeSet(_join(mine), self.largest_batch, sum(share[2] for share in shares))
+        members: dict[Hashable, list[_Entry]] = {}
+        for entry in sorted(self._heap, reverse=True):  # the smallest key first
+            if -entry.minus_key <= kept[-1]:
+                members.setdefault(entry.kind, []).append(entry)
+        groups = tuple(_group(self._blocks[kind].rows, entries) for kind, entries in members.items())
+        self._heap, self._blocks = [], {}
+        return ProbeSet(groups, self.largest_batch, sum(share[2] for share in shares))
 
 
-def _join(entries: list[tuple[int, int, int, Any, Hashable]]) -> tuple[_Group, ...]:
-    by_signature: dict[Hashable, list[tuple[int, Any]]] = {}
-    for _, index, _, sample, kind in entries:
-        by_signature.setdefault(kind, []).append((index, sample))
-    entries.clear()
-    groups = []
-    with torch.inference_mode(False), torch.no_grad():
-        for members in by_signature.values():
-            numbers = np.array([number for number, _ in members], np.int64)
-            prints = np.array([fingerprint(sample) for _, sample in members], np.int64)
-            samples = [sample for _, sample in members]
-            members.clear()
-            groups.append(_Group(join_rows(samples), np.arange(len(numbers)), numbers, prints))
-    return tuple(groups)
+def _group(rows: Any, entries: list[_Entry]) -> _Group:
+    places = np.array([entry.place for entry in entries], np.int64)
+    size = batch_size_of(rows)
+    prints = [fingerprint(take_rows(rows, torch.tensor([place]), size)) for place in places.tolist()]
+    return _Group(rows, places, np.array([entry.number for entry in entries], np.int64), np.array(prints, np.int64))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from torch import nn
 
 from lightning_neuroimp.batches import (
     batch_size,
-    byte_size,
+    bytes_per_sample,
+    empty_rows,
     fingerprint,
     forward_logits,
-    join_rows,
+    set_row,
     signature,
     split_batch,
     take_rows,
@@ -126,17 +127,19 @@ NESTED = {
 
 def test_rows_of_nested_batches():
     assert batch_size(NESTED) == 4
-    assert byte_size(NESTED) == 4 * (12 + 1) + 8 * 8
+    assert bytes_per_sample(NESTED) == 4 * 3 + 8 + 8
     taken = take_rows(NESTED, torch.tensor([2, 0]), 4)
     assert torch.equal(taken["x"], NESTED["x"][[2, 0]])
     assert torch.equal(taken["deep"][0].image, torch.tensor([2, 0]))
     assert taken["deep"][0].label.tolist() == [2, 0]
     assert taken["deep"][1] == ["c", "a"]
     assert taken["constant"] == 7
-    parts = [take_rows(NESTED, torch.tensor([row]), 4) for row in range(4)]
-    assert len({signature(part, 1) for part in parts}) == 1
-    joined = join_rows(parts)
-    assert parts == [None] * 4
+    assert signature(NESTED, 4) == signature(taken, 2)
+    assert signature(NESTED, 4) != signature(NESTED | {"constant": 8}, 4)
+    joined = empty_rows(NESTED, 4, 6)
+    for place, row in ((0, 0), (1, 1), (5, 3), (2, 2), (3, 3)):
+        set_row(joined, place, NESTED, row, 4)
+    joined = take_rows(joined, torch.arange(4), 6)
     assert torch.equal(joined["x"], NESTED["x"])
     assert isinstance(joined["deep"][0], Pair)
     assert joined["deep"][1] == list("abcd")

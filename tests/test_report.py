@@ -1,0 +1,150 @@
+"""Tables, figures and summaries: what a person reads."""
+
+import numpy as np
+import pytest
+from digits import train, validation_batches
+from torch import nn
+
+from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ablation_faithfulness, neuron_importance
+from lightning_neuroimp.figures import MAX_PANELS, deletion_figure, to_image
+from lightning_neuroimp.report import markdown, summary
+from lightning_neuroimp.tensorboard.summaries import MAX_HISTOGRAMS, cluster_tags, write_summaries
+
+
+@pytest.fixture(scope="module")
+def results():
+    model, data = train(nn.Tanh, width=32, depth=2, epochs=3), validation_batches()
+    names = ["gradient_x_activation", "gradient"]
+    found = neuron_importance(model, data, layers=["1", "3"], attribution=names, epoch=2)
+    return ablation_faithfulness(model, data, found, AblationFaithfulness(n_random=19))
+
+
+@pytest.fixture(scope="module")
+def kmeans():
+    model, data = train(nn.Tanh, width=32, depth=2, epochs=3), validation_batches()
+    first = neuron_importance(model, data, layers="1", clusters=KMeansClusters(3))
+    return neuron_importance(model, data, layers="1", clusters=KMeansClusters(3), previous=first)
+
+
+def test_the_table_says_what_the_results_say(results):
+    text = summary(results, "labels")
+    assert text.startswith("labels | epoch 2 | 597 probe samples | clusters: labels | target: margin | baseline: zero")
+    for one in results.importances:
+        overall = one.faithfulness.overall
+        start = text.index(f"{one.site}, 32 neurons, {one.attribution}: {overall.verdict}\n")
+        block = text[start:].split("\n\n")[0].splitlines()
+        for row, cluster in enumerate(one.cluster_ids):
+            (line,) = [line for line in block if line.startswith(f"label {cluster} ")]
+            top = " ".join(map(str, one.top(cluster, 5)))
+            gap, p = one.faithfulness.gap[row], one.faithfulness.p_value[row]
+            words = line.split()
+            assert words[2] == str(results.clusters.size[row])
+            assert f" {top} " in line
+            assert f"{round(gap, 3) + 0.0:+.3f}" in words
+            assert f"{p:.3g}" in words
+            assert line.endswith(one.faithfulness.verdict[row])
+        (line,) = [line for line in block if line.startswith("all ")]
+        assert line.endswith(overall.verdict)
+        assert block[-2].startswith(f"Gaps of simpler rankings, to compare with {overall.gap:+.3f}: activation size")
+        assert f"LDS, 1 is perfect): {overall.lds:.2f}" in block[-1]
+
+
+def test_the_rule_of_the_gap_is_stated(results):
+    for text in (summary(results), markdown(results)):
+        assert "1, 2, 4, 7, 16 of 32 neurons; on 512 samples, ranked on one half of a cluster" in text
+        assert (
+            "share of 19 random orders, and the ranking itself, with a gap as large (smallest possible: 0.05)" in text
+        )
+        assert "faithful: p <= .05 and a gap of at least 5%" in text
+
+
+def test_clusters_that_change_are_described(kmeans):
+    text = summary(kmeans)
+    assert "agreement with last epoch: 1.00" in text
+    assert "mostly class" in text
+    row = int(np.argmax(kmeans.clusters.size))
+    counts = kmeans.clusters.class_counts[row]
+    assert f"{counts.argmax()} {counts.max() / counts.sum():.0%}" in text
+    assert "verdict" not in text
+    assert "gap" not in text
+
+
+def test_notes_are_shown(results):
+    noted = results.replace(notes=("3 of 9 samples left out",))
+    assert "Note: 3 of 9 samples left out" in summary(noted)
+    assert "**Note:** 3 of 9 samples left out" in markdown(noted)
+
+
+def test_the_figure_draws_what_was_measured(results):
+    figure = deletion_figure(results, "1")
+    axes = figure.axes
+    assert len(axes) == 11
+    one = results["1"]
+    lines = {line.get_label(): line for line in axes[0].lines}
+    share = 100 * one.faithfulness.removed / 32
+    np.testing.assert_allclose(lines["gradient_x_activation"].get_xdata(), share)
+    np.testing.assert_allclose(lines["gradient_x_activation"].get_ydata(), one.faithfulness.overall.accuracy)
+    np.testing.assert_allclose(
+        lines["random orders: mean, 5-95% of 19"].get_ydata(), one.faithfulness.overall.random_accuracy.mean(0)
+    )
+    np.testing.assert_allclose(
+        {line.get_label(): line for line in axes[4].lines}["gradient"].get_ydata(),
+        results["1", "gradient"].faithfulness.accuracy[3],
+    )
+    assert axes[4].get_title().startswith("label 3 (")
+    assert axes[0].get_xlabel() == "neurons removed (%), set to zero, most important first"
+    assert axes[0].get_ylabel() == "accuracy"
+    assert axes[0].get_title() == "1, all clusters, epoch 2"
+    image = to_image(figure)
+    assert image.dtype == np.uint8
+    assert image.shape[1:] == (800, 3)
+    assert (image < 250).any()
+
+
+def test_overall_is_the_weighted_mean_of_the_clusters(results):
+    faithfulness = results["1"].faithfulness
+    size = faithfulness.samples.sum(0)
+    np.testing.assert_allclose(faithfulness.overall.accuracy, size @ faithfulness.accuracy / size.sum())
+    assert faithfulness.overall.gap == pytest.approx(size @ faithfulness.gap / size.sum())
+
+
+def test_no_figure_without_curves(kmeans):
+    with pytest.raises(ValueError, match="no deletion curves at '1': run ablation_faithfulness on the results first"):
+        deletion_figure(kmeans, "1")
+
+
+class Writer:
+    def __init__(self):
+        self.histograms, self.images, self.texts = [], [], []
+
+    def add_histogram(self, tag, values, step):
+        self.histograms.append(tag)
+
+    def add_image(self, tag, image, step, dataformats):
+        self.images.append(tag)
+
+    def add_text(self, tag, text, step):
+        self.texts.append(tag)
+
+
+def test_bounds_of_what_is_written():
+    """20 clusters at 8 layers: at most 100 histograms, one picture a layer, at most 12 panels."""
+    model, data = train(nn.ReLU, width=16, depth=8, epochs=1), validation_batches()
+    layers = [str(2 * layer + 1) for layer in range(8)]
+    found = neuron_importance(model, data, layers=layers, clusters=lambda batch: batch[1] * 2 + (batch[0][:, 20] > 0.5))
+    assert len(found.clusters.ids) == 20
+    found = ablation_faithfulness(model, data, found, AblationFaithfulness(fractions=(0.5,), max_samples=300))
+    writer = Writer()
+    write_summaries(writer, found, "mine", 3)
+    assert len(writer.histograms) == 8 * 12 <= MAX_HISTOGRAMS
+    assert writer.images == [f"mine/{layer}/deletion_curves" for layer in layers]
+    assert writer.texts == ["mine/summary"]
+    figure = deletion_figure(found, "1")
+    assert len(figure.axes) == MAX_PANELS
+    assert "(9 clusters not drawn)" in figure.axes[0].get_title()
+
+
+def test_tags_of_clusters_differ(results):
+    table = results.clusters
+    spaced = type(table)(**{**vars(table), "names": ("a b", "a_b", *table.names[2:])})
+    assert cluster_tags(spaced)[:3] == ["a_b_0", "a_b_1", "label_2"]
