@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -173,18 +173,18 @@ class Importance:
         count = self.count.sum(0)[:, None].astype(float)
         return self.std / np.sqrt(np.where(count > 1, count - 1, np.nan))
 
-    def row(self, cluster: int) -> int:
+    def row(self, cluster: SupportsIndex) -> int:
         """Row of a cluster id.
 
         Raises:
             KeyError: if there is no such cluster.
         """
-        found = np.flatnonzero(self.cluster_ids == cluster)
+        found = np.flatnonzero(self.cluster_ids == int(cluster))
         if not len(found):
             raise KeyError(f"no cluster {cluster} at {self.site!r}: the clusters are {self.cluster_ids.tolist()}")
         return int(found[0])
 
-    def top(self, cluster: int, k: int = 10) -> Int[np.ndarray, " top"]:
+    def top(self, cluster: SupportsIndex, k: int = 10) -> Int[np.ndarray, " top"]:
         """The k most important neurons of a cluster, best first.
 
         All of them where there are fewer; none where the cluster has no finite values.

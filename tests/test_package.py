@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import lightning_neuroimp
 
 
@@ -30,9 +32,5 @@ def test_public_names():
     for name in lightning_neuroimp.__all__:
         assert getattr(lightning_neuroimp, name).__doc__
         assert name in dir(lightning_neuroimp)
-    try:
-        lightning_neuroimp.nothing  # noqa: B018
-    except AttributeError as error:
-        assert str(error) == "module 'lightning_neuroimp' has no attribute 'nothing'"
-    else:
-        raise AssertionError
+    with pytest.raises(AttributeError, match="module 'lightning_neuroimp' has no attribute 'nothing'"):
+        _ = lightning_neuroimp.nothing
