@@ -149,7 +149,7 @@ def test_the_cost_is_printed(tmp_path, caplog):
         "ablation: at most 133 forward passes over at most 512 of them at each of 1 layers, skipped where that takes "
         "over 10% of the time since the last"
     ) in text
-    assert "estimated from the sanity check: about" in text
+    assert "estimated from the sanity check: at most about" in text
     assert "first measurement took: survey" in text
 
 
@@ -587,3 +587,16 @@ def test_header_of_the_results_is_plain_json(tmp_path):
 
 def test_it_is_a_lightning_callback():
     assert issubclass(NeuronImportance, pl.Callback)
+
+
+@pytest.mark.parametrize("kind", ["rich", "tqdm"])
+def test_progress_beside_the_trainers_bar(tmp_path, kind, capfd):
+    from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+
+    bar = RichProgressBar() if kind == "rich" else TQDMProgressBar()
+    trainer(tmp_path, [callback(), bar], enable_progress_bar=True, max_epochs=1).fit(Classifier(), *loaders())
+    shown = "".join(capfd.readouterr())
+    assert "first measurement took: importance" in shown
+    assert "Epoch 0" in shown
+    if kind == "tqdm":
+        assert "ablation:" in shown

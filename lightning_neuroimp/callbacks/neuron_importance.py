@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_neuroimp import report
 from lightning_neuroimp.attribution import resolve_attributions
 from lightning_neuroimp.batches import batch_size as samples_in
-from lightning_neuroimp.callbacks.bars import trainer_progress
+from lightning_neuroimp.callbacks.bars import say, trainer_progress
 from lightning_neuroimp.callbacks.cost import CostKeeper
 from lightning_neuroimp.callbacks.loggers import log_everywhere, log_folder, metrics, results_file, step_of
 from lightning_neuroimp.callbacks.processes import failing_together, gather_objects, sample_numbers
@@ -255,7 +255,7 @@ class NeuronImportance(Callback):
     @override
     def on_sanity_check_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self._cost is not None and (estimate := self._cost.estimate(sum(trainer.num_val_batches))):
-            rank_zero_info(f"NeuronImportance {self.name!r}, estimated from the sanity check: {estimate}")
+            rank_zero_info(f"NeuronImportance {self.name!r}, estimated from the sanity check: at most {estimate}")
 
     @override
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -273,7 +273,7 @@ class NeuronImportance(Callback):
                     raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
                 self._fail(f"has no measurement of epoch {trainer.current_epoch}", error)
             else:
-                self._keep(results)
+                self._keep(trainer, results)
                 try:
                     self._write(trainer, results, folder)
                 except Exception as error:
@@ -312,7 +312,7 @@ class NeuronImportance(Callback):
             epoch=trainer.current_epoch,
             step=step_of(trainer),
         )
-        if self._check_is_due():
+        if self._check_is_due(trainer):
             start = time.monotonic()
             results = ablation_faithfulness(
                 pl_module,
@@ -327,7 +327,7 @@ class NeuronImportance(Callback):
             self._cost.checked(time.monotonic() - start)
         return results
 
-    def _keep(self, results: Results) -> None:
+    def _keep(self, trainer: "pl.Trainer", results: Results) -> None:
         self._results = results
         if results.has_faithfulness:
             self._checked = results
@@ -336,7 +336,7 @@ class NeuronImportance(Callback):
         self._metrics = metrics(results, self._checked, self.name)
         if self._measured == 0:
             took = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in results.seconds.items())
-            rank_zero_info(f"NeuronImportance {self.name!r}, first measurement took: {took}")
+            say(trainer, f"NeuronImportance {self.name!r}, first measurement took: {took}")
         self._measured += 1
 
     def _write(self, trainer: "pl.Trainer", results: Results, folder: Path | None) -> None:
@@ -345,7 +345,7 @@ class NeuronImportance(Callback):
             if folder is not None:
                 results.save(results_file(folder, results))
 
-    def _check_is_due(self) -> bool:
+    def _check_is_due(self, trainer: "pl.Trainer") -> bool:
         """Whether this measurement is checked by ablation; every process decides as the first one does."""
         assert self._cost is not None
         if self.faithfulness is None or self._measured % self.faithfulness.every_n_epochs:
@@ -354,7 +354,7 @@ class NeuronImportance(Callback):
         if not may:
             message = self._cost.skip()
             if self._cost.skipped == 1:
-                rank_zero_info(f"NeuronImportance {self.name!r}, {message} (said once)")
+                say(trainer, f"NeuronImportance {self.name!r}, {message} (said once)")
         return may
 
     def _folder(self, trainer: "pl.Trainer") -> Path | None:
