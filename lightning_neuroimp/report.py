@@ -9,19 +9,16 @@ TOP = 5
 
 
 def summary(results: Results, name: str = "") -> str:
-    """A table per site and attribution: each cluster's top neurons, gap, p-value and verdict.
+    """What the clusters are, then a table per site and attribution: top neurons, gap, p-value and verdict of each.
 
     Args:
         results: with or without faithfulness.
         name: whose results these are, for the heading.
     """
-    parts = [_heading(results, name)]
+    parts = [_heading(results, name), _plain(*_cluster_table(results))]
     for one in results.importances:
-        headers, rows = _table(results, one)
-        align = ["right" if header in _NUMBERS else "left" for header in headers]
-        parts.append(f"{_title(one)}\n" + tabulate(rows, headers, "simple", disable_numparse=True, colalign=align))
-        if one.faithfulness is not None:
-            parts[-1] += "\n" + "\n".join(_remarks(one.faithfulness))
+        remarks = [] if one.faithfulness is None else _remarks(one.faithfulness)
+        parts.append("\n".join([_title(one), _plain(*_table(results, one)), *remarks]))
     if results.has_faithfulness:
         parts.append(explain(results))
     parts += [f"Note: {note}" for note in results.notes]
@@ -30,16 +27,24 @@ def summary(results: Results, name: str = "") -> str:
 
 def markdown(results: Results, name: str = "") -> str:
     """The same as Markdown."""
-    parts = [f"### {_heading(results, name)}"]
+    parts = [f"### {_heading(results, name)}", _github(*_cluster_table(results))]
     for one in results.importances:
-        headers, rows = _table(results, one)
-        parts.append(f"#### {_title(one)}\n\n" + tabulate(rows, headers, "github", disable_numparse=True))
+        parts += [f"#### {_title(one)}", _github(*_table(results, one))]
         if one.faithfulness is not None:
             parts.append("  \n".join(_remarks(one.faithfulness)))
     if results.has_faithfulness:
         parts.append(explain(results).replace("\n", "  \n"))
     parts += [f"**Note:** {note}" for note in results.notes]
     return "\n\n".join(parts)
+
+
+def _plain(headers: list[str], rows: list[list[str]]) -> str:
+    align = ["right" if header in _NUMBERS else "left" for header in headers]
+    return tabulate(rows, headers, "simple", disable_numparse=True, colalign=align)
+
+
+def _github(headers: list[str], rows: list[list[str]]) -> str:
+    return tabulate(rows, headers, "github", disable_numparse=True)
 
 
 _NUMBERS = {"size", "accuracy", "gap", "p"}
@@ -67,24 +72,30 @@ def _title(one: Importance) -> str:
     return f"{one.site}, {one.removal.n_neurons} neurons, {one.attribution}{verdict}"
 
 
+def _cluster_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    table = results.clusters
+    mixed = table.source != "labels"
+    headers = ["cluster", "size", "accuracy", *(["classes"] if mixed else []), "validation samples nearest to its centre"]
+    rows = []
+    for row, name in enumerate(table.names):
+        line = [name, str(table.size[row]), f"{table.accuracy[row]:.2f}"]
+        line += [composition(table.class_counts[row])] if mixed else []
+        rows.append([*line, " ".join(str(sample) for sample in table.exemplars[row] if sample >= 0)])
+    return headers, rows
+
+
 def _table(results: Results, one: Importance) -> tuple[list[str], list[list[str]]]:
     table, faithfulness = results.clusters, one.faithfulness
-    mixed = table.source != "labels"
-    headers = ["cluster", "size", "accuracy", *(["mostly class"] if mixed else []), "top neurons"]
-    headers += ["gap", "p", "verdict"] if faithfulness is not None else []
+    headers = ["cluster", "size", "top neurons", *(["gap", "p", "verdict"] if faithfulness is not None else [])]
     rows = []
     for row, cluster in enumerate(table.ids.tolist()):
-        line = [table.names[row], str(table.size[row]), f"{table.accuracy[row]:.2f}"]
-        line += [composition(table.class_counts[row])] if mixed else []
-        line += [" ".join(map(str, one.top(cluster, TOP))) or "-"]
+        line = [table.names[row], str(table.size[row]), " ".join(map(str, one.top(cluster, TOP))) or "-"]
         if faithfulness is not None:
             line += [_signed(faithfulness.gap[row]), _p(faithfulness.p_value[row]), faithfulness.verdict[row]]
         rows.append(line)
     if faithfulness is not None:
         overall = faithfulness.overall
-        share = f"{np.average(table.accuracy, weights=table.size):.2f}"
-        line = ["all", str(table.size.sum()), share, *([""] if mixed else []), ""]
-        rows.append([*line, _signed(overall.gap), _p(overall.p_value), overall.verdict])
+        rows.append(["all", str(table.size.sum()), "", _signed(overall.gap), _p(overall.p_value), overall.verdict])
     return headers, rows
 
 

@@ -35,6 +35,9 @@ def test_the_table_says_what_the_results_say(results):
         block = text[start:].split("\n\n")[0].splitlines()
         for row, cluster in enumerate(one.cluster_ids):
             (line,) = [line for line in block if line.startswith(f"label {cluster} ")]
+            (described,) = [line for line in text.split("\n\n")[1].splitlines() if line.startswith(f"label {cluster} ")]
+            assert f"{results.clusters.accuracy[row]:.2f}" in described
+            assert described.endswith(" ".join(map(str, results.clusters.exemplars[row])))
             top = " ".join(map(str, one.top(cluster, 5)))
             gap, p = one.faithfulness.gap[row], one.faithfulness.p_value[row]
             words = line.split()
@@ -61,7 +64,7 @@ def test_the_rule_of_the_gap_is_stated(results):
 def test_clusters_that_change_are_described(kmeans):
     text = summary(kmeans)
     assert "agreement with last epoch: 1.00" in text
-    assert "mostly class" in text
+    assert "validation samples nearest to its centre" in text
     row = int(np.argmax(kmeans.clusters.size))
     counts = kmeans.clusters.class_counts[row]
     assert f"{counts.argmax()} {counts.max() / counts.sum():.0%}" in text
