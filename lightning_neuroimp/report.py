@@ -75,7 +75,13 @@ def _title(one: Importance) -> str:
 def _cluster_table(results: Results) -> tuple[list[str], list[list[str]]]:
     table = results.clusters
     mixed = table.source != "labels"
-    headers = ["cluster", "size", "accuracy", *(["classes"] if mixed else []), "validation samples nearest to its centre"]
+    headers = [
+        "cluster",
+        "size",
+        "accuracy",
+        *(["classes"] if mixed else []),
+        "validation samples nearest to its centre",
+    ]
     rows = []
     for row, name in enumerate(table.names):
         line = [name, str(table.size[row]), f"{table.accuracy[row]:.2f}"]

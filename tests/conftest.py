@@ -1,4 +1,5 @@
 import os
+import threading
 
 # shapes in annotations are checked under pytest only, before anything imports the package
 from jaxtyping import install_import_hook
@@ -46,3 +47,24 @@ def class_zero(x) -> list:
     """One batch of samples of class 0."""
     x = torch.as_tensor(x, dtype=torch.get_default_dtype())
     return [(x, torch.zeros(len(x), dtype=torch.int64))]
+
+
+def in_lockstep(world: int, process) -> None:
+    """Run `process(rank, gather)` in as many threads, whose `gather` waits for all of them as real processes do."""
+    box, barrier = [None] * world, threading.Barrier(world)
+
+    def gather_as(rank):
+        def gather(value):
+            box[rank] = value
+            barrier.wait(60)
+            everybody = list(box)
+            barrier.wait(60)
+            return everybody
+
+        return gather
+
+    threads = [threading.Thread(target=process, args=(rank, gather_as(rank))) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)

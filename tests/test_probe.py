@@ -1,8 +1,7 @@
-import threading
-
 import numpy as np
 import pytest
 import torch
+from conftest import in_lockstep
 from scipy.stats import binom, chi2
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -103,17 +102,10 @@ def test_samples_of_several_shapes_keep_apart():
 
 def test_several_processes_hold_together_what_one_would():
     whole = ProbeSet.from_batches(stream(200), max_samples=50)
-    world, box, barrier = 3, [None] * 3, threading.Barrier(3)
+    world = 3
     shares = [None] * world
 
-    def process(rank):
-        def gather(value):
-            box[rank] = value
-            barrier.wait(60)
-            everybody = list(box)
-            barrier.wait(60)
-            return everybody
-
+    def process(rank, gather):
         sampler = ProbeSampler(max_samples=50)
         mine = torch.arange(rank, 200, world)
         # the last process repeats a sample, as a distributed sampler does to pad
@@ -123,11 +115,7 @@ def test_several_processes_hold_together_what_one_would():
         sampler.add((mine[:, None].float(), mine), index)
         shares[rank] = sampler.close(gather)
 
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    in_lockstep(world, process)
     assert sorted(np.concatenate([share.index for share in shares])) == sorted(whole.index)
     assert {share.seen for share in shares} == {200}
 

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import in_lockstep
 from digits import batches, digits, train, validation_batches
 from torch import nn
 
@@ -91,44 +92,26 @@ def test_batch_size_and_order_do_not_change_scores(baseline):  # T14
 @pytest.mark.usefixtures("double")
 def test_scores_and_curves_do_not_depend_on_the_number_of_processes():  # T14; real processes: test_ddp.py
     """Three processes in lockstep threads, each with a third of the samples."""
-    import threading
-
     from lightning_neuroimp.probe import ProbeSampler
 
     x, y = (part[:120] for part in digits(torch.float64))
     model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10))
     world = 3
-    box, barrier = [None] * world, threading.Barrier(world)
-
-    def gather_as(rank):
-        def gather(value):
-            box[rank] = value
-            barrier.wait(60)
-            everybody = list(box)
-            barrier.wait(60)
-            return everybody
-
-        return gather
-
     found = [None] * world
     options = {"layers": ["0", "1"], "baseline": "mean", "clusters": KMeansClusters(3)}
 
-    def process(rank):
+    def process(rank, gather):
         sampler = ProbeSampler(100)
         rows = torch.arange(rank, 120, world)
         for part in rows.split(9):
             sampler.add((x[part], y[part]), part.numpy())
-        probe = sampler.close(gather_as(rank))
+        probe = sampler.close(gather)
         # `undisturbed` changes modes of a shared model: each its own copy, as processes have
         own = copy.deepcopy(model)
-        results = neuron_importance(own, probe, gather=gather_as(rank), **options)
-        found[rank] = ablation_faithfulness(own, probe, results, gather=gather_as(rank))
+        results = neuron_importance(own, probe, gather=gather, **options)
+        found[rank] = ablation_faithfulness(own, probe, results, gather=gather)
 
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
+    in_lockstep(world, process)
     single_probe = ProbeSet.from_batches(batches(x, y, 50), max_samples=100)
     single = neuron_importance(model, single_probe, **options)
     for result in found:
