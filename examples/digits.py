@@ -65,6 +65,9 @@ def main() -> None:
     parser.add_argument("--n-random", type=int, default=39, help="random orders that removal is compared with")
     parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder for TensorBoard")
     options = parser.parse_args()
+    for name, least in (("epochs", 1), ("width", 1), ("clusters", 2), ("n_random", 19)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
 
     warnings.filterwarnings("ignore", ".*does not have many workers")
     L.seed_everything(0, verbose=False)
@@ -94,10 +97,11 @@ def main() -> None:
     for callback in (labels, kmeans):
         print(f"\n{'=' * 100}\n{callback.summary()}")
     print(f"\n{'=' * 100}")
-    print(
-        "A verdict above is about the ranking of the neurons. On a tanh network the mean derivative ('gradient') says"
-    )
-    print("little about removal, whereas gradient x activation does; with --activation relu both do.")
+    print("How well do the scores of encoder.1 predict what removal does (LDS, 1 is perfect)?")
+    for attribution in labels.results.attributions:
+        overall = labels.results["encoder.1", attribution].faithfulness.overall
+        print(f"    {attribution:24}{overall.lds:6.2f}, gap {overall.gap:+.3f}: {overall.verdict}")
+    print("Run it again with --activation relu, and compare.")
     print(f"\nResults files and logs are in {logger.log_dir}. To look at every epoch:\n")
     print(f"    tensorboard --logdir {options.logs}\n")
     print("Then open http://localhost:6006: Scalars (gap, p-value), Images (deletion curves), Histograms (importance)")

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AblationFaithfulness": "faithfulness",
+    "Attribution": "attribution",
     "ClusterTable": "results",
     "Faithfulness": "results",
     "Importance": "results",

@@ -3,7 +3,8 @@
 A batch is any nesting of mappings, sequences and tensors whose tensors share their first dimension, the samples.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+import copy
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from typing import Any
 from zlib import crc32
 
@@ -64,7 +65,15 @@ def forward_logits(
     """
     if forward_fn is None:
         inputs, targets = split_batch(batch)
-        logits = model(inputs)
+        try:
+            logits = model(inputs)
+        except NotImplementedError as error:
+            if "forward" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(model).__name__} defines no forward(), so that it cannot be called with the inputs; define it, "
+                "or pass forward_fn=lambda module, batch: (module.your_network(batch[0]), batch[1])"
+            ) from error
     else:
         outcome = forward_fn(model, batch)
         if not isinstance(outcome, tuple) or len(outcome) != 2:
@@ -158,8 +167,11 @@ def batch_size(batch: Any) -> int:
     )
 
 
-def take_rows(batch: Any, rows: Int[Tensor, " row"], size: int) -> Any:
-    """The samples `rows` of a batch of `size` samples, copied to the host; what has no sample axis is kept as it is."""
+def take_rows(batch: Any, rows: Int[Tensor, " row"], size: int | None) -> Any:
+    """The samples `rows` of a batch of `size` samples (None: of what `empty_rows` gave), copied to the host.
+
+    What has no sample axis is kept as it is.
+    """
     if isinstance(batch, Tensor):
         if not batch.ndim:
             return batch.detach().clone().cpu()
@@ -171,20 +183,20 @@ def take_rows(batch: Any, rows: Int[Tensor, " row"], size: int) -> Any:
     return _map(lambda part: take_rows(part, rows, size), batch)
 
 
-def empty_rows(batch: Any, size: int, n_rows: int) -> Any:
-    """Room on the host for `n_rows` samples like those of a batch of `size` samples."""
+def empty_rows(batch: Any, size: int | None, n_rows: int) -> Any:
+    """Room on the host for `n_rows` samples like those of a batch of `size` samples (None: of such a room)."""
     if isinstance(batch, Tensor):
         shape = (n_rows, *batch.shape[1:])
         return torch.empty(shape, dtype=batch.dtype) if batch.ndim else batch.detach().clone().cpu()
     if isinstance(batch, np.ndarray) and batch.ndim:
         return np.empty((n_rows, *batch.shape[1:]), batch.dtype)
     if _is_column(batch, size):
-        return [None] * n_rows
+        return _Column([None] * n_rows)
     return _map(lambda part: empty_rows(part, size, n_rows), batch)
 
 
-def set_row(rows: Any, place: int, batch: Any, row: int, size: int) -> None:
-    """Copy one sample of a batch of `size` samples into a place of what `empty_rows` gave."""
+def set_row(rows: Any, place: int, batch: Any, row: int, size: int | None) -> None:
+    """Copy one sample of a batch of `size` samples (None: of such a room) into a place of what `empty_rows` gave."""
     if isinstance(batch, Tensor | np.ndarray):
         if batch.ndim:
             rows[place] = batch[row]
@@ -219,7 +231,7 @@ def signature(batch: Any, size: int) -> Hashable:
     if _is_column(batch, size):
         return "column"
     if isinstance(batch, Mapping):
-        return tuple((key, signature(part, size)) for key, part in batch.items())
+        return (type(batch).__name__, *((key, signature(part, size)) for key, part in batch.items()))
     if _is_sequence(batch):
         return (type(batch).__name__, *(signature(part, size) for part in batch))
     return (type(batch).__name__, repr(batch))
@@ -259,8 +271,14 @@ def _is_sequence(batch: Any) -> bool:
     return isinstance(batch, tuple | list)
 
 
-def _is_column(batch: Any, size: int) -> bool:
-    """A list with one plain value per sample, such as file names."""
+class _Column(list[Any]):
+    """A stored list with one plain value per sample."""
+
+
+def _is_column(batch: Any, size: int | None) -> bool:
+    """A list with one plain value per sample, such as file names; without a size, only one that was stored as such."""
+    if size is None:
+        return isinstance(batch, _Column)
     return (
         _is_sequence(batch)
         and len(batch) == size
@@ -270,7 +288,12 @@ def _is_column(batch: Any, size: int) -> bool:
 
 def _map(function: Callable[[Any], Any], batch: Any) -> Any:
     if isinstance(batch, Mapping):
-        return {key: function(part) for key, part in batch.items()}
+        parts = {key: function(part) for key, part in batch.items()}
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
+            return parts
+        like = copy.copy(batch)  # a user's own kind of mapping, with whatever else it holds
+        like.update(parts)
+        return like
     if _is_sequence(batch):
         return _rebuild(batch, [function(part) for part in batch])
     return batch

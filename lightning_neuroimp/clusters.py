@@ -95,7 +95,8 @@ def check_clusters(clusters: Any) -> None:
     Raises:
         ValueError: if it is neither "labels", nor `KMeansClusters`, nor a callable.
     """
-    if clusters != "labels" and not isinstance(clusters, KMeansClusters) and not callable(clusters):
+    known = clusters == "labels" or isinstance(clusters, KMeansClusters)
+    if not known and (not callable(clusters) or isinstance(clusters, type)):
         raise ValueError(
             "clusters must be 'labels', KMeansClusters(n_clusters), or a callable (batch) -> one integer or string "
             f"per sample, got {clusters!r}"
@@ -149,15 +150,20 @@ def assign_by_callable(
     return np.array([ids[value] for value in values], np.int64), {key: str(value) for value, key in ids.items()}
 
 
-def check_number(n_clusters: int) -> None:
+def check_number(n_clusters: int, *, so_far: bool = False) -> None:
     """Refuse more clusters than anyone can read.
+
+    Args:
+        n_clusters: how many there are.
+        so_far: whether there may be more.
 
     Raises:
         ValueError: if there are more than 20.
     """
     if n_clusters > MAX_CLUSTERS:
+        found = f"at least {n_clusters}" if so_far else str(n_clusters)
         raise ValueError(
-            f"there are {n_clusters} clusters, more than {MAX_CLUSTERS}: group them with a callable, for instance "
+            f"there are {found} clusters, more than {MAX_CLUSTERS}: group them with a callable, for instance "
             "clusters=lambda batch: batch[1] // 10, or find groups with clusters=KMeansClusters(8)"
         )
 

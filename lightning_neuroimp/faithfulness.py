@@ -27,8 +27,8 @@ class AblationFaithfulness:
         fractions: shares of the neurons to remove, each rounded up, without repeats.
         max_samples: at most so many samples of the probe set.
         every_n_epochs: measure in every n-th measured epoch of the callback.
-        max_overhead: skip a check that would take more than this share of the time since the last one (the first one
-            is always made); None: never skip.
+        max_overhead: skip a check that would take more than this share of the time since the last one; the first one,
+            and the one at the end of the last epoch, are always made. None: never skip.
     """
 
     n_random: int = 19

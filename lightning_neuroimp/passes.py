@@ -170,7 +170,7 @@ class Passes:
                 cluster = samples.target[-1] if assigned is None else assigned[rows]
                 if assigned is None:
                     labels.update(np.unique(cluster).tolist())
-                    check_number(len(labels))
+                    check_number(len(labels), so_far=True)
                 cluster = np.where(samples.finite[-1], cluster, -1)
                 half = halves.deal(cluster, samples.correct[-1])
                 samples.cluster.append(cluster)

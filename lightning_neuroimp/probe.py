@@ -70,17 +70,17 @@ class _Block:
     def __init__(self) -> None:
         self.rows: Any = None
         self.free: list[int] = []
-        self._capacity = 0
+        self.capacity = 0
 
     def put(self, batch: Any, row: int, size: int) -> int:
         """Copy a sample in; its place."""
         if not self.free:
-            capacity = max(16, 2 * self._capacity)
+            capacity = max(1, 2 * self.capacity)
             grown = empty_rows(batch, size, capacity)
-            for place in range(self._capacity):
-                set_row(grown, place, self.rows, place, self._capacity)
-            self.free = list(range(self._capacity, capacity))
-            self.rows, self._capacity = grown, capacity
+            for place in range(self.capacity):
+                set_row(grown, place, self.rows, place, None)
+            self.free = list(range(self.capacity, capacity))
+            self.rows, self.capacity = grown, capacity
         place = self.free.pop()
         set_row(self.rows, place, batch, row, size)
         return place
@@ -154,7 +154,10 @@ class ProbeSampler:
 
     def _drop(self, entry: _Entry) -> None:
         self._bytes -= entry.n_bytes
-        self._blocks[entry.kind].free.append(entry.place)
+        block = self._blocks[entry.kind]
+        block.free.append(entry.place)
+        if len(block.free) == block.capacity:
+            del self._blocks[entry.kind]
 
     def close(self, gather: Gather = alone) -> "ProbeSet":
         """The probe set of all that was offered.
@@ -184,8 +187,7 @@ class ProbeSampler:
 
 def _group(rows: Any, entries: list[_Entry]) -> _Group:
     places = np.array([entry.place for entry in entries], np.int64)
-    size = batch_size_of(rows)
-    prints = [fingerprint(take_rows(rows, torch.tensor([place]), size)) for place in places.tolist()]
+    prints = [fingerprint(take_rows(rows, torch.tensor([place]), None)) for place in places.tolist()]
     return _Group(rows, places, np.array([entry.number for entry in entries], np.int64), np.array(prints, np.int64))
 
 
@@ -247,7 +249,7 @@ class ProbeSet:
             for start in range(0, len(group.index), step):
                 rows = torch.from_numpy(group.rows[start : start + step])
                 with torch.inference_mode(False), torch.no_grad():
-                    batch = take_rows(group.batch, rows, batch_size_of(group.batch))
+                    batch = take_rows(group.batch, rows, None)
                 yield batch, group.index[start : start + step]
 
     def count_batches(self, batch_size: int | None = None) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 from tabulate import tabulate
 
+from lightning_neuroimp.diagnosis import MIN_HALF
 from lightning_neuroimp.results import Faithfulness, Importance, Results
 
 TOP = 5
@@ -141,7 +142,8 @@ def explain(results: Results) -> str:
         "removed on the other.\n"
         f"p:   share of {n_draws} random orders, and the ranking itself, with a gap as large "
         f"(smallest possible: {1 / (n_draws + 1):.2g}).\n"
-        "faithful: p <= .05 and a gap of at least 5% of the accuracy left by random removal; weak: a smaller gap."
+        "faithful: p <= .05 and a gap of at least 5% of the accuracy left by random removal; weak: a smaller gap;\n"
+        f"     too few samples to say: fewer than {MIN_HALF} removed samples in a half of a cluster."
     )
 
 

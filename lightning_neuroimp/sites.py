@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,7 @@ class Site:
     optional: bool = False
 
 
-def find_sites(model: nn.Module, layers: str | Site | Sequence[Any]) -> tuple[Site, ...]:
+def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
     """Resolve names and globs.
 
     Args:
@@ -62,7 +62,7 @@ def find_sites(model: nn.Module, layers: str | Site | Sequence[Any]) -> tuple[Si
     >>> [site.name for site in find_sites(model, "*")]
     ['0', '1', '2']
     """
-    asked = [layers] if isinstance(layers, str | Site) else list(layers)
+    asked = [layers] if isinstance(layers, str | Site | nn.Module) or not isinstance(layers, Iterable) else list(layers)
     names = [name for name, _ in model.named_modules() if name]
     found: dict[str, Site] = {}
     for layer in asked:
@@ -82,6 +82,10 @@ def find_sites(model: nn.Module, layers: str | Site | Sequence[Any]) -> tuple[Si
             if site.name not in names:
                 raise ValueError(f"no layer {site.name!r} in {type(model).__name__}: {_closest(site.name, names)}")
             found[site.name] = site
+        elif isinstance(layer, nn.Module):
+            known = [name for name, module in model.named_modules() if module is layer and name]
+            remedy = f"pass its name, {known[0]!r}" if known else "pass the name of a layer in model.named_modules()"
+            raise ValueError(f"layers must be names, globs or sites, got a module, {type(layer).__name__}: {remedy}")
         else:
             raise ValueError(f"layers must be names, globs or sites, got {layer!r}")
     if not found:

@@ -112,6 +112,8 @@ def neuron_importance(
         names = {int(key): f"label {key}" for key in np.unique(samples.cluster)}
     samples.check()
     ids = np.unique(samples.cluster[samples.cluster >= 0])
+    if kmeans is None:
+        clustering.check_number(len(ids))  # each process has seen its own only
     if history is None:
         history = np.stack([samples.cluster, samples.index], 1)[samples.cluster >= 0]
     importances = []

@@ -125,18 +125,29 @@ def test_validation_several_times_an_epoch(tmp_path):
 
 def test_a_check_that_is_too_dear_is_skipped_and_says_so(tmp_path, caplog):
     ours = callback(faithfulness=AblationFaithfulness(max_overhead=1e-6))
+    metrics = []
+
+    class Spy(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                keys = ("neuroimp/measured_epoch", "neuroimp/checked_epoch")
+                metrics.append([float(trainer.callback_metrics[key]) for key in keys])
+                summaries.append(ours.summary())
+
+    summaries = []
     with caplog.at_level("INFO", logger="lightning.pytorch"):
-        fit = trainer(tmp_path, [ours], max_epochs=3)
+        fit = trainer(tmp_path, [ours, Spy()], max_epochs=4)
         fit.fit(Classifier(), *loaders())
     said = [message for message in caplog.messages if "skipped: it takes" in message]
     assert len(said) == 1
     assert "max_overhead=0% of the" in said[0]
     assert "AblationFaithfulness(max_overhead=None) never skips" in said[0]
-    assert float(fit.callback_metrics["neuroimp/measured_epoch"]) == 2
-    assert float(fit.callback_metrics["neuroimp/checked_epoch"]) == 0
-    assert "this is the last check" in ours.summary()
-    assert "epoch 0" in ours.summary()
-    assert ours.results["encoder.2"].faithfulness is None
+    # the first and the last one are always made
+    assert metrics == [[0, 0], [1, 0], [2, 0], [3, 3]]
+    assert summaries[2].startswith("Note: this is the last check, of epoch 0. Epoch 2 was measured without one")
+    assert "AblationFaithfulness(max_overhead=None) checks whatever it costs" in summaries[2]
+    assert summaries[3] == ours.summary()
+    assert ours.summary().startswith("neuroimp | epoch 3")
 
 
 def test_the_cost_is_printed(tmp_path, caplog):
@@ -284,6 +295,29 @@ def test_forward_fn_for_other_batches(tmp_path):
         trainer(tmp_path, [callback()]).fit(Mapping(), loaders()[0], data)
 
 
+class NoForward(pl.LightningModule):
+    """Calls its network in its steps only."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.encoder(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.encoder(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_the_remedy_for_a_module_without_forward(tmp_path):
+    ours = callback(layers="encoder.1", forward_fn=lambda module, batch: (module.encoder(batch[0]), batch[1]))
+    trainer(tmp_path, [ours]).fit(NoForward(), *loaders())
+    assert ours.results.has_faithfulness
+
+
 class Broken(Classifier):
     """A model that something is wrong with."""
 
@@ -314,6 +348,15 @@ class Broken(Classifier):
         (Classifier(), {"clusters": lambda batch: batch[1] / 3}, "one integer or string for each"),
         (Classifier(), {"layers": ["head", "encoder"], "target": lambda f, y: f}, "one scalar per sample"),
         (Classifier(), {"max_bytes": 10}, "more than max_bytes=10"),
+        (
+            NoForward(),
+            {"layers": "encoder.1"},
+            r"NoForward defines no forward\(\).*pass forward_fn=lambda module, batch",
+        ),
+        (Classifier(), {"forward_fn": lambda batch: batch}, "TypeError: .*positional argument"),
+        (Classifier(), {"forward_fn": lambda module, batch: batch["x"]}, "TypeError: "),
+        (Classifier(), {"attribution": lambda batch: batch.nothing}, "AttributeError: .*nothing"),
+        (Classifier(), {"attribution": lambda batch: batch.activation[:1]}, "must return a tensor of one score per"),
     ],
 )
 def test_mistakes_stop_at_the_first_measurement(tmp_path, model, options, phrase):
@@ -326,6 +369,7 @@ def test_mistakes_stop_at_the_first_measurement(tmp_path, model, options, phrase
     ("options", "phrase"),
     [
         ({"clusters": "kmeans"}, "clusters must be 'labels', KMeansClusters"),
+        ({"clusters": KMeansClusters}, "clusters must be 'labels', KMeansClusters"),
         ({"attribution": "saliency"}, r"attribution must be among \['activation', .*got 'saliency'"),
         ({"attribution": []}, "attribution is empty"),
         ({"attribution": ["gradient", "gradient"]}, "attributions must have different names"),
@@ -479,15 +523,20 @@ def test_a_model_that_works_in_place_on_its_inputs(tmp_path):
         def validation_step(self, batch, batch_idx):
             self(batch[0].clone())
 
-    ours = callback(every_n_epochs=1)
+    class Spy(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            seen.extend([] if trainer.sanity_checking else [ours._probe])
+
+    ours, seen = callback(), []
     model = InPlace()
-    run = trainer(tmp_path, [ours], max_epochs=1)
+    run = trainer(tmp_path, [ours, Spy()], max_epochs=2)
     run.fit(model, *loaders())
-    first = [group.fingerprint for group in ours._probe.groups]
-    batch, index = next(iter(ours._probe.batches(320)))
-    x, _ = loaders()[1].dataset.tensors
-    assert torch.equal(batch[0], x[index])
-    assert len(first) == 1
+    assert seen
+    for probe in seen:
+        batch, index = next(iter(probe.batches(320)))
+        x, _ = loaders()[1].dataset.tensors
+        assert torch.equal(batch[0], x[index])
+    assert ours._probe is None  # given back at the end
 
 
 def test_loggers_without_a_folder_of_the_run(tmp_path):

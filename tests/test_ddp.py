@@ -21,34 +21,41 @@ mode, processes = sys.argv[1], int(sys.argv[2])
 
 def fails_on_one(batch):
     if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
-        raise RuntimeError("injected")
+        raise (ValueError if mode == "mistake" else RuntimeError)("injected")
     return batch.sum_positions(batch.deviation * batch.gradient)
 
 torch.manual_seed(0)
 model = Classifier()
 ours = NeuronImportance(
     ["encoder.2"], clusters=KMeansClusters(3), baseline="mean", max_samples=200,
-    attribution=fails_on_one if mode == "fail" else "gradient_x_activation",
-    faithfulness=AblationFaithfulness(max_overhead=None), results_dir={folder!r} + f"/{{processes}}",
+    attribution=fails_on_one if mode in ("fail", "mistake") else "gradient_x_activation",
+    faithfulness=AblationFaithfulness(max_overhead=None),
+    results_dir={blocked!r} if mode == "write" else {folder!r} + f"/{{processes}}",
 )
 strategy = "auto"
 if processes > 1:
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60), start_method="fork")
 train, val = loaders(n_val=301)
 run = trainer({folder!r}, [ours], max_epochs=1, strategy=strategy, devices=processes, num_sanity_val_steps=0)
-run.validate(model, val, verbose=False) if mode == "validate" else run.fit(model, train, val)
+try:
+    run.validate(model, val, verbose=False) if mode == "validate" else run.fit(model, train, val)
+except Exception as error:
+    print("ENDED", type(error).__name__, error)
+    raise SystemExit(3)
 metrics = {{key: float(value) for key, value in run.callback_metrics.items()}}
 print("METRICS" + json.dumps(metrics))
 """
 
 
 def run(mode, processes, folder):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder))
+    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder), blocked=__file__)
     done = subprocess.run(
         [sys.executable, "-c", script, mode, str(processes)], capture_output=True, timeout=240, check=False
     )
     output, errors = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == 0, errors[-3000:]
+    assert done.returncode == (3 if mode == "mistake" else 0), errors[-3000:] + output[-1000:]
+    if mode == "mistake":
+        return output, errors
     return [json.loads(line[7:]) for line in output.splitlines() if line.startswith("METRICS")], errors
 
 
@@ -76,3 +83,15 @@ def test_a_failure_on_one_process_is_one_on_all_and_training_goes_on(tmp_path):
     (metrics,), _ = run("fail", 2, tmp_path)
     assert list(metrics) == ["val_loss"]
     assert not (tmp_path / "2").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_mistake_on_one_process_stops_all_with_its_reason(tmp_path):
+    output, errors = run("mistake", 2, tmp_path)
+    assert "ValueError: injected" in output + errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_failed_write_on_the_first_process_leaves_the_others_going(tmp_path):
+    (metrics,), _ = run("write", 2, tmp_path)
+    assert "neuroimp/encoder.2/gap" in metrics

@@ -7,6 +7,7 @@ from conftest import Function, class_zero
 from torch import nn
 
 from lightning_neuroimp import Site, neuron_importance
+from lightning_neuroimp.deletion import ablate_orders
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -90,6 +91,32 @@ def test_signs_cancel_before_a_saturating_unit_and_not_behind_it():
     assert round(after, 4) == 0.9951
 
 
+def leave_one_out_by_ablation(model, results, site, batch):
+    """m(h) - m(h_j <- b) of every neuron, through the package's own ablation: (cluster, neuron)."""
+    clusters = results.sample_cluster
+    orders = [
+        np.roll(np.arange(results[site].removal.n_neurons), -j)[None] for j in range(results[site].removal.n_neurons)
+    ]
+    outcome = ablate_orders(
+        model,
+        lambda batch: (model(batch[0]), batch[1]),
+        [(batch, clusters)],
+        results[site].removal,
+        orders,
+        np.array([1]),
+        int(clusters.max()) + 1,
+    )
+    return ((outcome.intact_margin - outcome.margin[:, 0]) / outcome.samples).T
+
+
+def test_leave_one_out_agrees_where_the_score_must():  # T6
+    data = class_zero([[1.0, 1.0], [-1.0, -1.0]] * 4)
+    model = Saturating()
+    for layer in ("before", "after"):
+        results = neuron_importance(model, data, layers=layer)
+        np.testing.assert_allclose(leave_one_out_by_ablation(model, results, layer, data[0]), np.tanh(3.0), rtol=1e-12)
+
+
 @pytest.mark.parametrize(("activation", "changes"), [(nn.ReLU, "rescale"), (nn.Tanh, "flip")])
 def test_only_the_product_survives_a_change_that_leaves_the_function(activation, changes):  # T8
     generator = torch.Generator().manual_seed(1)
@@ -101,6 +128,7 @@ def test_only_the_product_survives_a_change_that_leaves_the_function(activation,
         factor = torch.where(torch.rand(12, generator=generator) < 0.5, -1.0, 1.0).double()
     names = ["gradient_x_activation", "gradient", "activation"]
     before = neuron_importance(model, batches, layers="1", attribution=names)
+    left_out = leave_one_out_by_ablation(model, before, "1", batches[0])
     with torch.no_grad():
         logits = model(x)
         model[0].weight *= factor[:, None]
@@ -109,6 +137,7 @@ def test_only_the_product_survives_a_change_that_leaves_the_function(activation,
         torch.testing.assert_close(model(x), logits)
     after = neuron_importance(model, batches, layers="1", attribution=names)
     s = factor.numpy()
+    np.testing.assert_allclose(leave_one_out_by_ablation(model, after, "1", batches[0]), left_out, atol=1e-12)
     np.testing.assert_allclose(after["1", names[0]].mean, before["1", names[0]].mean, atol=1e-12)
     np.testing.assert_allclose(after["1", "gradient"].mean, before["1", "gradient"].mean / s, atol=1e-12)
     np.testing.assert_allclose(after["1", "activation"].mean, before["1", "activation"].mean * s, atol=1e-12)

@@ -1,3 +1,5 @@
+from collections import UserDict
+
 import numpy as np
 import pytest
 import torch
@@ -51,7 +53,7 @@ def test_the_sample_depends_on_the_stream_and_the_seed_only():
 @pytest.mark.parametrize("bound", [{"max_samples": 20}, {"max_bytes": 20 * 16}])
 def test_every_place_in_the_stream_is_drawn_equally_often(bound):
     """Also at the end of a stream that is sorted by class, and under either bound."""
-    n, repeats = 100, 600
+    n, repeats = 100, 400
     drawn = np.zeros(n)
     for seed in range(repeats):
         probe = ProbeSet.from_batches(stream(n, size=30), seed=seed, **bound)
@@ -98,6 +100,42 @@ def test_samples_of_several_shapes_keep_apart():
     shapes = sorted(tuple(batch[0].shape) for batch, _ in probe.batches())
     assert shapes == [(4, 3), (4, 3), (4, 5)]
     assert sorted(probe.index) == list(range(12))
+
+
+def test_many_shapes_do_not_hold_more_than_the_bound():
+    sampler = ProbeSampler(max_bytes=4 * 2000)
+    for length in range(1, 200):
+        sampler.add((torch.zeros(3, length),))
+        assert sampler._bytes <= 8000
+        assert len(sampler._blocks) <= len(sampler._heap)
+        assert sum(4 * block.rows[0].numel() for block in sampler._blocks.values()) <= 2 * 8000
+    probe = sampler.close()
+    assert sum(batch[0].numel() for batch, _ in probe.batches()) <= 2000
+
+
+def test_a_list_per_batch_is_no_column():
+    """Also where it happens to be as long as the room in which samples are kept."""
+    names = [f"class {number}" for number in range(16)]
+    data = [
+        {"x": torch.arange(8.0) + 8 * start, "files": [f"{start} {i}" for i in range(8)], "names": names}
+        for start in range(4)
+    ]
+    probe = ProbeSet.from_batches(data, max_samples=13)
+    for batch, index in probe.batches(5):
+        assert batch["names"] == names
+        assert batch["x"].tolist() == index.tolist()
+        assert batch["files"] == [f"{number // 8} {number % 8}" for number in index]
+
+
+def test_mappings_of_the_users_own_kind_keep_it():
+    class Encoding(UserDict):
+        def __getattr__(self, name):
+            return self.data[name]
+
+    data = [Encoding(x=torch.arange(4.0), y=torch.arange(4)) for _ in range(3)]
+    for batch, _ in ProbeSet.from_batches(data).batches():
+        assert isinstance(batch, Encoding)
+        assert batch.x.tolist() == batch["y"].tolist()
 
 
 def test_several_processes_hold_together_what_one_would():

@@ -41,6 +41,8 @@ def test_names_and_globs():
         ("decoder.*", ["no layer matches 'decoder.*'"]),
         ([], ["layers is empty", "name at least one"]),
         ([3], ["must be names, globs or sites, got 3"]),
+        (None, ["must be names, globs or sites, got None"]),
+        (nn.ReLU(), ["got a module, ReLU: pass the name of a layer in model.named_modules()"]),
     ],
 )
 def test_layers_that_are_not_there(layers, phrases):
@@ -48,6 +50,12 @@ def test_layers_that_are_not_there(layers, phrases):
         find_sites(Deep(), layers)
     for phrase in phrases:
         assert phrase in str(error.value)
+
+
+def test_a_module_in_place_of_its_name():
+    model = Deep()
+    with pytest.raises(ValueError, match=r"got a module, ReLU: pass its name, 'encoder.1'"):
+        find_sites(model, [model.encoder[1]])
 
 
 def test_globs_stop_at_sixteen():

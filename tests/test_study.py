@@ -1,6 +1,7 @@
 """The flow without a Trainer: passes, splits, baselines, undisturbed models, ablation against edited weights."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lightning_neuroimp import (
     neuron_importance,
 )
 from lightning_neuroimp.deletion import ablate_orders
+from lightning_neuroimp.report import summary
 
 NAMES = ["gradient_x_activation", "gradient", "activation", "random"]
 
@@ -362,6 +364,58 @@ def test_clusters_of_one_sample_are_marked_not_judged():
     assert np.isnan(found.gap).all()
     assert np.isnan(found.p_value).all()
     assert {*found.verdict, found.overall.verdict} == {"too few samples to say"}
+
+
+def test_the_limit_of_clusters_holds_over_processes():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 30))
+    errors = []
+
+    def process(rank, gather):
+        data = [(torch.randn(60, 4), torch.arange(60) % 15 + 15 * rank)]
+        probe = ProbeSet.from_batches(data)
+        probe = dataclasses.replace(
+            probe, groups=tuple(dataclasses.replace(group, index=group.index + 60 * rank) for group in probe.groups)
+        )
+        try:
+            neuron_importance(copy.deepcopy(model), probe, layers="1", gather=gather)
+        except ValueError as error:
+            errors.append(str(error))
+
+    in_lockstep(2, process)
+    assert len(errors) == 2
+    assert all("there are 30 clusters, more than 20" in error for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("forward_fn", "options", "phrase"),
+    [
+        (lambda model, batch: (model(batch[0])[:5], batch[1][:5]), {}, "5 rows of logits for a batch of 128 samples"),
+        (lambda model, batch: (model(batch[0]).detach(), batch[1]), {}, "carry no gradient to any of the layers"),
+        (None, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_passes_that_cannot_be_made(forward_fn, options, phrase):
+    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    with pytest.raises(ValueError, match=phrase):
+        neuron_importance(model, validation_batches(), layers="1", forward_fn=forward_fn, **options)
+
+
+def test_a_site_without_any_finite_activation_has_no_mean():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x * torch.inf
+
+    model = nn.Sequential(nn.Linear(64, 8), Broken(), nn.Hardsigmoid(), nn.Linear(8, 10))
+    with torch.no_grad():
+        model[0].bias.fill_(100)
+        model[0].weight.zero_()
+    with pytest.raises(FloatingPointError, match="layer '1' has no sample with finite activations: it has no mean"):
+        neuron_importance(model, validation_batches(), layers="1", baseline="mean")
+    results = neuron_importance(model, validation_batches(), layers="1")
+    assert results["1"].non_finite == 597
+    assert results["1"].top(0).tolist() == []
+    assert any("597 of 597 samples left out of gradient_x_activation" in note for note in results.notes)
+    assert "-" in summary(results)
 
 
 def test_halves_stay_balanced_over_many_processes():

@@ -20,7 +20,7 @@ from lightning_neuroimp.batches import batch_size as samples_in
 from lightning_neuroimp.callbacks.bars import say, trainer_progress
 from lightning_neuroimp.callbacks.cost import CostKeeper
 from lightning_neuroimp.callbacks.loggers import log_everywhere, log_folder, metrics, results_file, step_of
-from lightning_neuroimp.callbacks.processes import failing_together, gather_objects, sample_numbers
+from lightning_neuroimp.callbacks.processes import MISTAKES, failing_together, gather_objects, sample_numbers
 from lightning_neuroimp.clusters import KMeansClusters, check_clusters
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.probe import ProbeSampler, ProbeSet
@@ -100,7 +100,7 @@ class NeuronImportance(Callback):
         self.seed, self.on_error, self.results_dir = seed, on_error, results_dir
         try:
             self._check_arguments()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise MisconfigurationException(f"NeuronImportance: {error}") from error
         self._results: Results | None = None
         self._checked: Results | None = None
@@ -153,7 +153,11 @@ class NeuronImportance(Callback):
             return report.summary(self._results, self.name)
         text = report.summary(self._checked, self.name)
         if self._checked is not self._results:
-            text += f"\n\nNote: epoch {self._results.epoch} was measured without ablation; this is the last check"
+            text = (
+                f"Note: this is the last check, of epoch {self._checked.epoch}. Epoch {self._results.epoch} was "
+                "measured without one, because of every_n_epochs or max_overhead; "
+                f"AblationFaithfulness(max_overhead=None) checks whatever it costs.\n\n{text}"
+            )
         return text
 
     @override
@@ -258,6 +262,10 @@ class NeuronImportance(Callback):
             rank_zero_info(f"NeuronImportance {self.name!r}, estimated from the sanity check: at most {estimate}")
 
     @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        self._sampler = self._probe = None  # up to max_bytes
+
+    @override
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if trainer.sanity_checking or self._cost is None:
             return
@@ -269,13 +277,15 @@ class NeuronImportance(Callback):
                 with failing_together(), trainer.precision_plugin.forward_context():
                     results = self._measure(trainer, pl_module)
             except Exception as error:
-                if isinstance(error, ValueError) and self._measured == 0:
-                    raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
+                if isinstance(error, MISTAKES) and self._measured == 0:
+                    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                    raise MisconfigurationException(f"NeuronImportance {self.name!r}: {kind}{error}") from error
                 self._fail(f"has no measurement of epoch {trainer.current_epoch}", error)
             else:
                 self._keep(trainer, results)
                 try:
-                    self._write(trainer, results, folder)
+                    with failing_together():
+                        self._write(trainer, results, folder)
                 except Exception as error:
                     self._fail(f"could not write its measurement of epoch {trainer.current_epoch}", error)
         if self._metrics:
@@ -350,7 +360,7 @@ class NeuronImportance(Callback):
         assert self._cost is not None
         if self.faithfulness is None or self._measured % self.faithfulness.every_n_epochs:
             return False
-        may = bool(gather_objects(self._cost.may_check())[0])
+        may = bool(gather_objects(self._cost.may_check() or _is_last(trainer))[0])
         if not may:
             message = self._cost.skip()
             if self._cost.skipped == 1:
@@ -366,3 +376,9 @@ class NeuronImportance(Callback):
         # a collective: every process asks
         folder = trainer.strategy.broadcast(log_folder(trainer.loggers[0]))
         return None if folder is None else Path(folder) / "neuroimp" / self.name
+
+
+def _is_last(trainer: "pl.Trainer") -> bool:
+    """Whether this is the validation at the end of the last epoch that was asked for."""
+    last = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
+    return trainer.state.fn == "fit" and last and trainer.is_last_batch

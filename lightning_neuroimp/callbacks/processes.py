@@ -11,6 +11,9 @@ import torch.distributed
 from jaxtyping import Int
 from torch.utils.data import DistributedSampler
 
+MISTAKES = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+"""What wrong arguments and functions that do not fit end in."""
+
 _LOADER = 2**40  # sample numbers of different validation loaders must differ
 
 
@@ -34,7 +37,7 @@ def gather_objects(value: Any) -> list[Any]:
     """Everybody's value, in rank order.
 
     Raises:
-        PeerMistakenError: if another process failed with a ValueError.
+        PeerMistakenError: if another process failed by a mistake.
         PeerFailedError: if another process failed otherwise.
     """
     values = _gather(value)
@@ -59,7 +62,7 @@ def failing_together() -> Iterator[None]:
     except Exception as error:
         # who hears of a failure in a gather has heard it together with all others
         if not finished and not isinstance(error, PeerFailedError | PeerMistakenError):
-            _gather(_Failure(f"{type(error).__name__}: {error}", isinstance(error, ValueError)))
+            _gather(_Failure(f"{type(error).__name__}: {error}", isinstance(error, MISTAKES)))
         raise
 
 
@@ -86,7 +89,10 @@ def sample_numbers(trainer: "pl.Trainer", dataloader_idx: int, start: int, size:
     """
     local = np.arange(start, start + size, dtype=np.int64)
     loaders = _flat(trainer.val_dataloaders)
-    sampler = getattr(loaders[dataloader_idx], "sampler", None) if dataloader_idx < len(loaders) else None
+    loader = loaders[dataloader_idx] if dataloader_idx < len(loaders) else None
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler):  # a batch sampler of the user's own holds it
+        sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
     if isinstance(sampler, DistributedSampler):
         number = sampler.rank + sampler.num_replicas * local
         number[number >= len(sampler.dataset)] = -1  # type: ignore[arg-type]
