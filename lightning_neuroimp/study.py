@@ -220,10 +220,10 @@ def ablation_faithfulness(
         )
         with resolve_progress(progress)("ablation", passes) as tick:
             for site, ones in by_site.items():
-                removed = points(settings.fractions, ones[0].removal.n_neurons)
+                removal = ones[0].removal
+                removed = points(settings.fractions, removal.n_neurons)
                 generator = np.random.default_rng([results.seed, crc32(site.encode())])
-                n_neurons = ones[0].removal.n_neurons
-                control = np.stack([generator.permutation(n_neurons) for _ in range(settings.n_random)])
+                control = np.stack([generator.permutation(removal.n_neurons) for _ in range(settings.n_random)])
                 rankings = faithfulness.rankings(ones)
                 grouped = (
                     (batch, np.array([group_of[sample] for sample in index.tolist()], np.int64))
@@ -233,7 +233,7 @@ def ablation_faithfulness(
                     model,
                     lambda batch: forward_logits(model, batch, forward_fn, check=False),
                     grouped,
-                    ones[0].removal,
+                    removal,
                     [*rankings, *control[:, None]],
                     removed,
                     2 * len(row_of),
