@@ -13,8 +13,8 @@ from torch import nn
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, with gradients allowed, and put everything back, also after an exception.
 
-    Put back: each module's own train or eval flag, all buffers, and the random states of Python, NumPy and torch (of
-    each CUDA device too). Inside, inference mode is off, compiled code runs eagerly (hooks are ignored otherwise), and
+    Put back: each module's own train or eval flag, all buffers, attributes that a forward pass has set (a hidden state,
+    stashed features), and the random states of Python, NumPy and torch (of each CUDA device too). Inside, inference mode is off, compiled code runs eagerly (hooks are ignored otherwise), and
     the fused attention path is off (it would bypass patched modules). Parameters and their `.grad` are not touched:
     compute derivatives with `torch.autograd.grad`.
 
@@ -22,6 +22,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         model: any module.
     """
     training = [(module, module.training) for module in model.modules()]
+    attributes = [(vars(module), vars(module).copy()) for module in model.modules()]
     legacy = np.random.get_state()  # noqa: NPY002 (users, and libraries that they use, do)
     states = random.getstate(), torch.random.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -40,6 +41,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_attention)
+            for now, then in attributes:
+                for name in now.keys() - then.keys():
+                    del now[name]
+                now.update(then)
             for module, flag in training:
                 module.training = flag
             with torch.no_grad():

@@ -18,8 +18,8 @@ from lightning_neuroimp.importance import ClusterMoments, Groups, Halves
 from lightning_neuroimp.probe import Gather, ProbeSet
 from lightning_neuroimp.progress import Progress, Tick
 from lightning_neuroimp.removal import TargetFn, target_values
-from lightning_neuroimp.replay import Watch
 from lightning_neuroimp.sites import Site, n_positions, sum_positions
+from lightning_neuroimp.watch import Watch
 
 
 @dataclass

@@ -1,142 +1,278 @@
-"""Run the model with its sites watched, or with neurons removed at one of them."""
+"""Replay: run a model again from a site on, with other activations there, at the cost of what follows the site.
 
-from collections.abc import Iterator, Sequence
+The first pass over a batch is recorded on a tape (`tape.py`). Per site, the first tape has to reproduce a random
+ablation that a plain hook makes in a full pass; where it does not, or cannot be made, every ablation there is a full
+pass, and a warning says why.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lightning_neuroimp.batches import model_device, to_device
 from lightning_neuroimp.removal import remove
 from lightning_neuroimp.results import Removal
-from lightning_neuroimp.sites import AxisTracker, Site, check_output
+from lightning_neuroimp.tape import Recorder, Tape, TapeBroken
+
+Forward = Callable[[Any], tuple[Tensor, Tensor]]
+"""A batch on the model's device, which it may overwrite -> logits (sample, class) and class targets (sample,)."""
+
+_TOLERANCE, _HALF_TOLERANCE = 1e-5, 2e-2  # of the largest logit: a different kernel may round differently
+_DIFFERS = "a random ablation by it differs from the same in a full pass"
 
 
-class Watch:
-    """Keeps the output of each site in the last forward pass, ready to be differentiated with respect to.
+class Replay:
+    """One batch, to be run again from the site on.
 
     Attributes:
-        outputs: the output of each site that was reached, by name.
-        axes: the neuron axis of each site that was reached at least once.
-        skipped: optional sites that cannot be watched, and why.
+        activation: the site's output; None where this batch does not reach the site.
+        logits: with all neurons.
+        classes: the targets.
     """
 
-    def __init__(self, sites: Sequence[Site], *, gradients: bool) -> None:
-        self.sites = {site.name: site for site in sites}
-        self.gradients = gradients
-        self.outputs: dict[str, Tensor] = {}
-        self.axes: dict[str, int] = {}
-        self.skipped: dict[str, str] = {}
-        self._calls: dict[str, int] = {}
-        self._n_samples = 0
-        self._recording = False
+    def __init__(
+        self,
+        replayer: "Replayer",
+        batch: Any,
+        activation: Float[Tensor, "sample ..."] | None,
+        logits: Float[Tensor, "sample class"],
+        classes: Int[Tensor, " sample"],
+        tape: Tape | None,
+    ) -> None:
+        self._replayer, self._batch, self._tape = replayer, batch, tape
+        self.activation, self.logits, self.classes = activation, logits, classes
+        self._copy: Any = None
 
-    @contextmanager
-    def attach(self, model: nn.Module) -> Iterator[None]:
-        """Hold the hooks inside this context."""
-        handles = []
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients flow through it as through a full pass (found out on the first batch)."""
+        return self._tape is not None and self._replayer.differentiable(self)
+
+    def __call__(
+        self, activation: Float[Tensor, "sample ..."]
+    ) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
+        """Logits and targets with other activations at the site, of the same shape.
+
+        Where the activations require a gradient, the logits carry it.
+        """
+        if self.activation is None:
+            return self.logits, self.classes
+        like = self.activation
+        if activation.shape != like.shape:
+            raise ValueError(
+                f"activations must have the shape of layer {self._replayer.removal.site!r}'s, {tuple(like.shape)}, got "
+                f"{tuple(activation.shape)}"
+            )
+        if activation.dtype != like.dtype or activation.stride() != like.stride():
+            activation = torch.empty_like(like).copy_(activation)
+        gradients = torch.is_grad_enabled() and activation.requires_grad
+        tape = self._tape if self._replayer.reason is None else None
+        if tape is None or (gradients and not self.differentiable):
+            return self.full_pass(lambda output: activation.clone())
+        if gradients or tape.overwrites:
+            activation = activation.clone()
         try:
-            for name in self.sites:
-                handles.append(model.get_submodule(name).register_forward_hook(self._hook(name)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.outputs.clear()
+            return self.along(tape, activation)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            outcome = self.full_pass(lambda output: activation.clone())  # first: it may fail in the same way
+            self._replayer.give_up(_reason(error))
+            return outcome
 
-    @contextmanager
-    def record(self, model: nn.Module, n_samples: int) -> Iterator[None]:
-        """One forward pass over `n_samples` samples.
+    def along(self, tape: Tape, activation: Tensor) -> tuple[Tensor, Tensor]:
+        """What the tape gives."""
+        logits, classes = tape.run(activation)
+        return logits, classes
+
+    def full_pass(self, replace: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What the whole model gives, with the site's output replaced by a hook."""
+        device = model_device(self._replayer.model)
+        if self._copy is None:
+            self._copy = to_device(self._batch, device)  # once; then each pass gets a copy of its own
+        with self._replayer.hooked(replace):
+            return self._replayer.forward(to_device(self._copy, device))
+
+
+class Replayer:
+    """Records passes over batches, to ablate neurons at one site.
+
+    Attributes:
+        reason: why each ablation is a full pass; None: it is not.
+
+    Args:
+        model: holds the removal's site.
+        forward: a batch to logits and targets, by the model.
+        removal: the site and the baseline.
+        full_passes: never record; for comparison.
+    """
+
+    def __init__(self, model: nn.Module, forward: Forward, removal: Removal, *, full_passes: bool = False) -> None:
+        self.model, self.forward, self.removal = model, forward, removal
+        self.reason = "full passes were asked for" if full_passes else None
+        self._trusted = False
+        self._differentiable: bool | None = None
+
+    def record(self, batch: Any) -> Replay:
+        """One pass over a batch.
 
         Raises:
-            ValueError: if a site was not called, was called several times, or has an unfit output.
+            ValueError: if the site is called several times.
         """
-        self.outputs.clear()
-        self._calls.clear()
-        self._n_samples = n_samples
-        self._recording = True
-        self._tracker = AxisTracker()
-        known = all(name in self.axes or name in self.skipped for name in self.sites)
-        try:
-            if known:
-                yield
-            else:
-                with self._tracker.watch(model):
-                    yield
-        finally:
-            self._recording = False
-        for name, site in self.sites.items():
-            if name not in self._calls:
-                message = f"layer {name!r} was not called in the model's forward pass; choose one that is"
-                self._pass_over(site, message)
-
-    def _pass_over(self, site: Site, message: str) -> None:
-        if not site.optional:
-            raise ValueError(message)
-        self.skipped.setdefault(site.name, message)
-        self.outputs.pop(site.name, None)
-
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's own hook signature is Any
-        site = self.sites[name]
-
-        def hook(module: nn.Module, args: object, output: object) -> object:
-            if not self._recording or name in self.skipped:
-                return None
-            self._calls[name] = self._calls.get(name, 0) + 1
-            if self._calls[name] > 1:
-                self._pass_over(
-                    site,
-                    f"layer {name!r} is called several times in one forward pass, and which call is meant is not "
-                    "clear; choose a layer that is called once, such as the layers around it",
-                )
-                return None
+        with torch.no_grad():
+            if self.reason is not None:
+                return self._record(batch, None)
+            recorder = Recorder()
             try:
-                tensor = check_output(site, module, output, self._n_samples)
-                if name not in self.axes:
-                    self.axes[name] = self._tracker.axis(site, module, tensor)
-            except ValueError as error:
-                self._pass_over(site, str(error))
-                return None
-            if not self.gradients:
-                # a copy: an in-place layer behind the site overwrites the original
-                self.outputs[name] = tensor.detach().clone()
-                return None
-            if not torch.is_grad_enabled():
-                self._pass_over(
-                    site,
-                    f"layer {name!r} runs under torch.no_grad() inside the model's forward pass, so that no gradient "
-                    "reaches it; use attribution='activation', or let the forward pass build its graph",
+                replay = self._record(batch, recorder)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                replay = self._record(batch, None)  # first: it may fail in the same way
+                self.give_up(f"recording the forward pass failed ({type(error).__name__}: {error})")
+                return replay
+            if recorder.reason is None and recorder.started and not self._trusted:
+                recorder.reason = self._try(replay)
+                self._trusted = recorder.reason is None
+            if recorder.reason is not None:
+                self.give_up(recorder.reason)
+            return replay
+
+    def _record(self, batch: Any, recorder: Recorder | None) -> Replay:
+        device, tape = model_device(self.model), None
+        found: list[Tensor] = []
+
+        def start(output: Tensor) -> Tensor:
+            if found:
+                raise ValueError(
+                    f"layer {self.removal.site!r} is called several times in one forward pass, and which call is meant "
+                    "is not clear; choose a layer that is called once"
                 )
-                return None
-            # a leaf only where there is no graph yet: a leaf at every site would cut the graph between them
-            if not tensor.requires_grad:
-                tensor = tensor.detach().requires_grad_()
-            self.outputs[name] = tensor
-            return tensor.clone()  # so that an in-place layer behind it does not overwrite what is differentiated
+            found.append(output.detach().clone())  # a copy: what comes behind may overwrite the original
+            activation = remove(found[0], self.removal, self._nothing(found[0]))  # as an ablation lays it out in memory
+            if recorder is not None:
+                recorder.start(activation)
+            return activation
 
-        return hook
+        with self.hooked(start):
+            if recorder is None:
+                logits, classes = self.forward(to_device(batch, device))
+            else:
+                with recorder.watch():
+                    logits, classes = self.forward(to_device(batch, device))
+                tape = recorder.finish((logits, classes))
+        return Replay(self, batch, found[0] if found else None, logits.detach(), classes, tape)
 
+    def _nothing(self, activation: Tensor) -> Bool[Tensor, "1 neuron"]:
+        return torch.zeros(1, activation.shape[self.removal.axis], dtype=torch.bool, device=activation.device)
 
-class Ablation:
-    """Removes neurons at one site in every forward pass that runs while it is attached.
-
-    Attributes:
-        mask: True where a neuron is removed, one row per sample or one for all; None: nothing is removed.
-    """
-
-    def __init__(self, removal: Removal) -> None:
-        self.removal = removal
-        self.mask: Bool[Tensor, "_ neuron"] | None = None
+    def _some(self, activation: Tensor) -> Bool[Tensor, "sample neuron"]:
+        """Half of the neurons, other ones for each sample; the same in every run."""
+        shape = (len(activation), activation.shape[self.removal.axis])
+        return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(activation.device)
 
     @contextmanager
-    def attach(self, model: nn.Module) -> Iterator["Ablation"]:
-        """Hold the hook inside this context."""
+    def hooked(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Replace the site's output inside this context."""
 
-        def hook(module: nn.Module, args: object, output: Float[Tensor, "sample ..."]) -> Tensor | None:
-            return None if self.mask is None else remove(output, self.removal, self.mask)
+        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            return replace(output)
 
-        handle = model.get_submodule(self.removal.site).register_forward_hook(hook)
+        handle = self.model.get_submodule(self.removal.site).register_forward_hook(hook)
         try:
-            yield self
+            yield
         finally:
             handle.remove()
+
+    def give_up(self, reason: str) -> None:
+        """From now on each ablation is a full pass."""
+        self.reason = reason
+        warnings.warn(
+            f"layer {self.removal.site!r}: each ablation runs the whole network instead of what follows the layer, "
+            f"which is slower and gives the same: {reason}",
+            stacklevel=2,
+        )
+
+    def _try(self, replay: Replay) -> str | None:
+        """Why the first tape is not to be trusted; unchanged activations would prove nothing."""
+        assert replay.activation is not None
+        assert replay._tape is not None
+        mask = self._some(replay.activation)
+        logits, classes = replay.full_pass(lambda output: remove(output, self.removal, mask))
+        try:
+            found, targets = replay.along(replay._tape, remove(replay.activation, self.removal, mask))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return _reason(error)
+        return None if _same(found, logits) and torch.equal(targets, classes) else _DIFFERS
+
+    def differentiable(self, replay: Replay) -> bool:
+        """Whether the gradient of a random ablation is that of a full pass; tried once, on this replay."""
+        if self._differentiable is None:
+            assert replay.activation is not None
+            assert replay._tape is not None
+            point = remove(replay.activation, self.removal, self._some(replay.activation))
+            tape, reason = replay._tape, None
+            expected = self._slope(point, lambda leaf: replay.full_pass(lambda output: leaf.clone()))
+            try:
+                found = self._slope(point, lambda leaf: replay.along(tape, leaf.clone()))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                reason = _reason(error)
+            else:
+                reason = None if _same(found, expected) else "the gradient of a random ablation by it differs"
+            self._differentiable = reason is None
+            if reason is not None:
+                warnings.warn(
+                    f"layer {self.removal.site!r}: each gradient runs the whole network instead of what follows the "
+                    f"layer, which is slower and gives the same: {reason}",
+                    stacklevel=2,
+                )
+        return self._differentiable
+
+    def _slope(self, point: Tensor, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """Derivative of a fixed random combination of the logits."""
+        with torch.enable_grad():
+            leaf = point.detach().clone().requires_grad_()
+            logits, _ = run(leaf)
+            weights = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+            if not logits.requires_grad:
+                return torch.zeros_like(point)
+            (slope,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
+        return torch.zeros_like(point) if slope is None else slope
+
+
+def ablate(
+    replay: Replay, removal: Removal, mask: Bool[Tensor, "_ neuron"]
+) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
+    """Logits and targets with neurons removed.
+
+    Args:
+        replay: of a batch.
+        removal: what it was recorded for.
+        mask: True where a neuron is removed; one row per sample, or one for all.
+    """
+    if replay.activation is None:
+        return replay.logits, replay.classes
+    return replay(remove(replay.activation, removal, mask))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, TapeBroken) else f"replaying failed ({type(error).__name__}: {error})"
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    half = expected.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(expected.device.type)
+    finite = expected[expected.isfinite()].abs()
+    scale = float(finite.max()) if len(finite) else 0.0
+    tolerance = (_HALF_TOLERANCE if half else _TOLERANCE) * scale
+    return torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)

@@ -21,6 +21,7 @@ from lightning_neuroimp.passes import Passes
 from lightning_neuroimp.probe import Gather, ProbeSet, alone
 from lightning_neuroimp.progress import Progress, resolve_progress
 from lightning_neuroimp.removal import TargetFn, check_baseline, check_target
+from lightning_neuroimp.replay import Replayer
 from lightning_neuroimp.results import Faithfulness, Importance, Removal, Results
 from lightning_neuroimp.sites import Site, find_sites
 from lightning_neuroimp.statistics import points
@@ -206,6 +207,7 @@ def ablation_faithfulness(
     }
     by_site = {site: [one for one in results.importances if one.site == site] for site in results.sites}
     checked: dict[tuple[str, str], Faithfulness] = {}
+    notes: list[str] = []
     with undisturbed(model):
         # the smallest keys of the same stream are the same samples, whatever bounds were set then
         probe = _probe(batches, len(results.sample_index), 2**62, results.seed)
@@ -229,23 +231,25 @@ def ablation_faithfulness(
                     (batch, np.array([group_of[sample] for sample in index.tolist()], np.int64))
                     for batch, index in part.batches(batch_size)
                 )
+                replayer = Replayer(model, lambda batch: forward_logits(model, batch, forward_fn, check=False), removal)
                 outcomes = ablate_orders(
-                    model,
-                    lambda batch: forward_logits(model, batch, forward_fn, check=False),
+                    replayer,
                     grouped,
-                    removal,
                     [*rankings, *control[:, None]],
                     removed,
                     2 * len(row_of),
                     gather=gather,
                     tick=tick,
                 )
+                if replayer.reason is not None:
+                    notes.append(f"{site}: each ablation ran the whole network, because {replayer.reason}")
                 for position, one in enumerate(ones):
                     judged = faithfulness.judge(one, outcomes, removed, control, position, len(ones))
                     checked[site, one.attribution] = judged
     return results.replace(
         importances=tuple(replace(one, faithfulness=checked[one.site, one.attribution]) for one in results.importances),
         seconds={**results.seconds, "faithfulness": time.perf_counter() - start},
+        notes=(*results.notes, *notes),
     )
 
 

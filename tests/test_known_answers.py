@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_neuroimp import Site, neuron_importance
 from lightning_neuroimp.deletion import ablate_orders
+from lightning_neuroimp.replay import Replayer
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -98,10 +99,8 @@ def leave_one_out_by_ablation(model, results, site, batch):
         np.roll(np.arange(results[site].removal.n_neurons), -j)[None] for j in range(results[site].removal.n_neurons)
     ]
     outcome = ablate_orders(
-        model,
-        lambda batch: (model(batch[0]), batch[1]),
+        Replayer(model, lambda batch: (model(batch[0]), batch[1]), results[site].removal),
         [(batch, clusters)],
-        results[site].removal,
         orders,
         np.array([1]),
         int(clusters.max()) + 1,

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, ablation_faithfulness, neuron_importance
 from lightning_neuroimp.deletion import ablate_orders
+from lightning_neuroimp.replay import Replayer
 from lightning_neuroimp.statistics import randomisation_p_value
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -65,7 +66,11 @@ def test_removing_the_planted_neurons_takes_the_class_and_only_the_class():
     order = result["site"].top(0, 16)
     groups = batches[0][1].numpy()
     outcome = ablate_orders(
-        model, forward(model), [(batches[0], groups)], result["site"].removal, [order[None]], np.array([2]), 2
+        Replayer(model, forward(model), result["site"].removal),
+        [(batches[0], groups)],
+        [order[None]],
+        np.array([2]),
+        2,
     )
     assert outcome.intact_correct.tolist() == [50, 50]
     assert outcome.correct[0, 0].tolist() == [0, 50]
@@ -77,10 +82,8 @@ def test_the_exhaustive_null_gives_the_exact_p_value():
     subsets = [[*pair, *(set(range(16)) - set(pair))] for pair in combinations(range(16), 2)]
     assert len(subsets) == 120
     outcome = ablate_orders(
-        model,
-        forward(model),
+        Replayer(model, forward(model), result["site"].removal),
         [(batches[0], batches[0][1].numpy())],
-        result["site"].removal,
         [np.array(subset)[None] for subset in subsets],
         np.array([2]),
         2,

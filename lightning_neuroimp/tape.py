@@ -1,0 +1,436 @@
+"""Tape: what a forward pass computes from one tensor on, recorded operation by operation, to run again from there.
+
+Recorded are the operations that torch dispatches, not the user's Python. Those that depend on the tensor run again;
+whatever else they read is a constant. Memory, not tensors, is what depends: a view, an alias or a buffer that something
+dependent was written into is followed by its storage.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+# with these a storage changes its size or its owner, and views of it could not be made again
+_REARRANGING = ("aten::resize_", "aten::resize_as_", "aten::set_", "aten::_resize_output_", "aten::set_data")
+_COLLECTIVE = ("c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
+# methods that give a tensor's values to Python without an operation that torch dispatches
+_UNSEEN = ("numpy", "tolist", "data_ptr", "untyped_storage", "storage", "__array__", "__dlpack__", "__deepcopy__")
+_READS = {getattr(Tensor, name): name for name in (*_UNSEEN, "__reduce_ex__")}
+
+
+class TapeBroken(Exception):  # noqa: N818 (it is no error of anybody's)
+    """The operations depend on the values: with these activations the recorded ones are not what the model would do."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    number: int
+
+
+@dataclass
+class _Step:
+    """One operation. `fills` and `named` say where its arguments are values computed before: (place, inner, slot)."""
+
+    operation: Callable[..., Any]
+    arguments: list[Any]
+    keywords: dict[str, Any]
+    fills: list[tuple[Any, int | None, int]]
+    named: list[tuple[Any, int | None, int]]
+    single: int | None = None
+    several: list[tuple[int, int]] = field(default_factory=list)
+    expected: list[tuple[int | None, object]] = field(default_factory=list)  # plain values that Python was given
+    shapes: list[tuple[int, torch.Size]] = field(default_factory=list)  # of outputs whose shape depends on values
+    drop: list[int] = field(default_factory=list)  # slots that are not needed any more
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.operation, "_schema", self.operation)).split("(")[0]
+
+
+class Tape:
+    """Operations that can be run again.
+
+    Attributes:
+        overwrites: whether running it writes into the activations that it is given.
+    """
+
+    def __init__(self, steps: list[_Step], values: list[Any], outputs: Sequence[Any], *, overwrites: bool) -> None:
+        self._steps, self._values, self._outputs, self.overwrites = steps, values, outputs, overwrites
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop each value after its last use, so that a run needs no more memory than the model does."""
+        last: dict[int, int] = {}
+        for number, step in enumerate(self._steps):
+            for _, _, slot in (*step.fills, *step.named):
+                last[slot] = number
+            for slot in _made(step):
+                last.setdefault(slot, number)
+        kept = {output.number for output in self._outputs if isinstance(output, _Slot)}
+        for slot, number in last.items():
+            if slot not in kept and self._values[slot] is None:
+                self._steps[number].drop.append(slot)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def run(self, activation: Tensor) -> tuple[Any, ...]:
+        """The outputs that other activations lead to.
+
+        Args:
+            activation: of the recorded one's shape, strides and type; overwritten where `overwrites` says so.
+
+        Raises:
+            TapeBroken: if what Python has read of the values, or a shape, is not what was recorded.
+        """
+        values = self._values.copy()
+        values[0] = activation
+        device = activation.device.type
+        # the casts that autocast made are on the tape; it must not make them again, or where it was off
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if casts else nullcontext():
+            for step in self._steps:
+                _run(step, values)
+        return tuple(values[output.number] if isinstance(output, _Slot) else output for output in self._outputs)
+
+
+def _run(step: _Step, values: list[Any]) -> None:
+    arguments = _fill(step.arguments, step.fills, values)
+    if step.keywords:
+        out = step.operation(*arguments, **_fill(step.keywords, step.named, values))
+    else:
+        out = step.operation(*arguments)
+    if step.single is not None:
+        values[step.single] = out
+    for place, slot in step.several:
+        values[slot] = out[place]
+    for where, value in step.expected:
+        if (out if where is None else out[where]) != value:
+            raise TapeBroken(f"Python reads values that depend on it ({step.name})")
+    for slot, shape in step.shapes:
+        if values[slot].shape != shape:
+            raise TapeBroken(f"the shape of a result depends on its values ({step.name})")
+    for slot in step.drop:
+        values[slot] = None
+
+
+def _fill(template: Any, fills: list[tuple[Any, int | None, int]], values: list[Any]) -> Any:
+    filled = template.copy()
+    for place, inner, slot in fills:
+        if inner is None:
+            filled[place] = values[slot]
+        else:
+            if filled[place] is template[place]:
+                filled[place] = list(template[place])
+            filled[place][inner] = values[slot]
+    return filled
+
+
+def _made(step: _Step) -> Iterator[int]:
+    if step.single is not None:
+        yield step.single
+    for _, slot in step.several:
+        yield slot
+
+
+class Recorder(TorchDispatchMode):
+    """Records one forward pass from the tensor on that `start` is given.
+
+    Attributes:
+        reason: why no tape can be made; None: nothing speaks against it so far.
+        started: whether the pass has reached the site.
+        busy: whether tensors are looked at by the recorder itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reason: str | None = None
+        self.started = False
+        self._steps: list[_Step] = []
+        self._values: list[Any] = []
+        self._overwrites = False
+        self._storages: dict[int, tuple[StorageWeakRef, int, torch.dtype]] = {}  # memory that depends, its first slot
+        self._slots: dict[int, tuple[weakref.ref[Tensor], tuple[Any, ...], int]] = {}  # by identity of the tensor
+        self._views: dict[int, dict[tuple[Any, ...], int]] = {}  # by storage and what part of it a tensor is
+        self._constants: dict[int, int] = {}  # slot by identity; the value keeps the tensor alive
+        self._captured: dict[int, list[tuple[Tensor, int]]] = {}  # constants by storage
+        self._reads = _Reads(self)
+        self.busy = False
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """One forward pass."""
+        before = _random_states()
+        with self._reads, self:
+            yield
+        if not _same_states(before, _random_states()):
+            self.stop("the forward pass draws random numbers")
+
+    def stop(self, reason: str) -> None:
+        """No tape can be made; the pass goes on unrecorded."""
+        if self.reason is None:
+            self.reason = reason
+        self._steps, self._values = [], []
+        self._captured.clear()
+        self._constants.clear()
+
+    def start(self, activation: Tensor) -> None:
+        """From here on, whatever depends on this tensor is recorded."""
+        self.started = True
+        if self.reason is None and self._is_plain(activation):
+            self._values.append(None)
+            self._note(activation, 0)
+
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether the tensor's memory depends on the activations."""
+        return self.started and _has_storage(tensor) and _storage(tensor) in self._storages
+
+    def finish(self, outputs: Sequence[Any]) -> Tape | None:
+        """The tape that leads to these outputs; None where `reason` says why there is none."""
+        if self.reason is not None:
+            return None
+        found = [
+            _Slot(self._slot(output)) if isinstance(output, Tensor) and self.depends(output) else output
+            for output in outputs
+        ]
+        if self.reason is not None:
+            return None
+        return Tape(self._steps, self._values, found, overwrites=self._overwrites)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, and record it if it depends on the activations."""
+        kwargs = kwargs or {}
+        if not self.started or self.reason is not None:
+            return func(*args, **kwargs)
+        self.busy = True
+        try:
+            return self._dispatch(func, args, kwargs)
+        finally:
+            self.busy = False
+
+    def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = list(_tensors(args)) + list(_tensors(kwargs.values()))
+        written = _written(func, args, kwargs)
+        if not any(map(self.depends, tensors)):
+            for tensor in written:
+                self._freeze(tensor)
+            return func(*args, **kwargs)
+        if not self._may_record(func, tensors):
+            return func(*args, **kwargs)
+        for tensor in written:
+            self._adopt(tensor)
+        arguments, fills = self._template(list(args), enumerate(args))
+        keywords, named = self._template(dict(kwargs), kwargs.items())
+        step = _Step(func, arguments, keywords, fills, named)
+        out = func(*args, **kwargs)
+        if self.reason is None:
+            self._outputs(step, out, tensors)
+            self._steps.append(step)
+        return out
+
+    def _may_record(self, func: Any, tensors: list[Tensor]) -> bool:
+        if func.namespace in _COLLECTIVE:
+            self.stop(f"processes exchange data behind it ({func.name()})")
+        elif func._schema.name in _REARRANGING:
+            self.stop(f"memory changes its size or owner behind it ({func.name()})")
+        else:
+            all(map(self._is_plain, tensors))
+        return self.reason is None
+
+    def _is_plain(self, tensor: Tensor) -> bool:
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            self.stop(f"the forward pass computes with tensors of a kind of their own ({type(tensor).__name__})")
+        elif tensor.is_nested or tensor.layout is not torch.strided:
+            self.stop(f"the forward pass computes with {'nested' if tensor.is_nested else 'sparse'} tensors")
+        return self.reason is None
+
+    def _template(self, template: Any, items: Any) -> tuple[Any, list[tuple[Any, int | None, int]]]:
+        """The arguments with constants in place, and which are to be filled in."""
+        fills: list[tuple[Any, int | None, int]] = []
+        for place, value in items:
+            if isinstance(value, Tensor):
+                fills.append((place, None, self._slot(value)))
+                template[place] = None
+            elif isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value):
+                template[place] = [None if isinstance(part, Tensor) else part for part in value]
+                fills += [(place, i, self._slot(part)) for i, part in enumerate(value) if isinstance(part, Tensor)]
+        return template, fills
+
+    def _slot(self, tensor: Tensor) -> int:
+        """Where the tensor's value is at this moment of a run."""
+        key = _storage(tensor)
+        if key not in self._storages:
+            return self._constant(tensor, key)
+        part = _part(tensor)
+        known = self._slots.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == (key, part):
+            return known[2]
+        slot = self._views[key].get(part)
+        if slot is not None:
+            return slot
+        _, base, dtype = self._storages[key]
+        if dtype != tensor.dtype or tensor.is_conj() or tensor.is_neg():
+            self.stop("memory is read as of two types behind it")
+            return 0
+        # a view that was made before the memory depended on anything, or out of torch's sight
+        slot = self._new()
+        geometry = [list(tensor.size()), list(tensor.stride()), tensor.storage_offset()]
+        self._steps.append(_Step(_aten.as_strided.default, [None, *geometry], {}, [(0, None, base)], [], single=slot))
+        self._views[key][part] = slot
+        return slot
+
+    def _constant(self, tensor: Tensor, key: int) -> int:
+        slot = self._constants.get(id(tensor))
+        if slot is None:
+            slot = self._constants[id(tensor)] = self._new(tensor.detach())
+            self._captured.setdefault(key, []).append((tensor, slot))
+        return slot
+
+    def _freeze(self, tensor: Tensor) -> None:
+        """Memory is going to be written: constants that share it keep what they had."""
+        if not _has_storage(tensor):
+            return
+        for captured, slot in self._captured.pop(_storage(tensor), []):
+            self._values[slot] = (
+                _whole(captured).clone().as_strided(captured.size(), captured.stride(), captured.storage_offset())
+            )
+            del self._constants[id(captured)]
+
+    def _adopt(self, tensor: Tensor) -> None:
+        """What depends on the activations is going to be written into this tensor's memory."""
+        if not _has_storage(tensor):
+            return
+        key = _storage(tensor)
+        if key not in self._storages:
+            self._freeze(tensor)
+            # each run writes into a copy of its own of what was there
+            before, base = self._new(_whole(tensor).clone()), self._new()
+            self._steps.append(_Step(_aten.clone.default, [None], {}, [(0, None, before)], [], single=base))
+            self._storages[key] = (StorageWeakRef(tensor.untyped_storage()), base, tensor.dtype)
+            self._views[key] = {}
+        elif self._storages[key][1] == 0:
+            self._overwrites = True
+
+    def _outputs(self, step: _Step, out: Any, inputs: list[Tensor]) -> None:
+        several = isinstance(out, list | tuple)
+        for place, value in enumerate(out if several else [out]):
+            if not isinstance(value, Tensor):
+                if isinstance(value, bool | int | float | complex):
+                    step.expected.append((place if several else None, value))
+                continue
+            if not self._is_plain(value):
+                return
+            key = _storage(value)
+            if key not in self._storages and any(_storage(one) == key for one in inputs):
+                self.stop(f"an operation hands on memory that does not depend on it ({step.name})")
+                return
+            slot = self._new()
+            if several:
+                step.several.append((place, slot))
+            else:
+                step.single = slot
+            if torch.Tag.dynamic_output_shape in step.operation.tags:  # type: ignore[attr-defined]
+                step.shapes.append((slot, value.shape))
+            self._note(value, slot)
+
+    def _note(self, tensor: Tensor, slot: int) -> None:
+        key, part = _storage(tensor), _part(tensor)
+        if key not in self._storages:
+            self._storages[key] = (StorageWeakRef(tensor.untyped_storage()), slot, tensor.dtype)
+            self._views[key] = {}
+        self._views[key][part] = slot
+        self._slots[id(tensor)] = (weakref.ref(tensor), (key, part), slot)
+
+    def _new(self, value: Tensor | None = None) -> int:
+        self._values.append(value)
+        return len(self._values) - 1
+
+
+class _Reads(TorchFunctionMode):
+    """Notices methods that give values to Python past the dispatcher."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = None if self._recorder.busy else _READS.get(func)
+        if name is not None and isinstance(args[0], Tensor) and self._recorder.depends(args[0]):
+            self._recorder.stop(f"Python reads values that depend on it (Tensor.{name})")
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+@cache
+def _writes(func: Any) -> tuple[tuple[int, str], ...]:
+    """Which arguments an operation writes into."""
+    return tuple(
+        (place, argument.name)
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    found: list[Any] = [args[place] if place < len(args) else kwargs.get(name) for place, name in _writes(func)]
+    return list(_tensors(found))
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _part(tensor: Tensor) -> tuple[Any, ...]:
+    """Which part of its storage a tensor is, and read how."""
+    return (
+        tensor.dtype,
+        tuple(tensor.size()),
+        tensor.stride(),
+        tensor.storage_offset(),
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor's storage, as one row."""
+    tensor = tensor.detach()
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+
+
+def _random_states() -> list[Tensor]:
+    """Of the generators that tensors come from; Python's own also serves tools that merely look on."""
+    states: list[Tensor] = [torch.random.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    legacy: Any = np.random.get_state()  # noqa: NPY002 (users, and libraries that they use, do)
+    return [*states, torch.from_numpy(np.append(legacy[1], legacy[2]).astype(np.int64))]
+
+
+def _same_states(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
