@@ -95,13 +95,16 @@ def check_baseline(baseline: str) -> str:
 def remove(
     activation: Float[Tensor, "sample ..."], removal: Removal, mask: Bool[Tensor, "_ neuron"]
 ) -> Float[Tensor, "sample ..."]:
-    """Activations with the masked neurons set to their baseline, at all positions.
+    """Activations with the masked neurons set to their baseline, at all positions; no gradient flows through.
 
     Args:
         activation: output of the removal's site.
         removal: which axis, which baseline.
         mask: True where a neuron is removed; one row per sample, or one for all.
     """
+    activation = activation.detach()
     value = torch.as_tensor(removal.baseline_value, dtype=activation.dtype, device=activation.device)
     shaped = along_axis(mask, removal.axis, activation.ndim)
-    return torch.where(shaped, along_axis(value, removal.axis, activation.ndim), activation)
+    # laid out in memory as the activations are, whatever the mask is: layers behind may compute differently else
+    result = torch.empty_like(activation)
+    return torch.where(shaped, along_axis(value, removal.axis, activation.ndim), activation, out=result)

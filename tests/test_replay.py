@@ -1,12 +1,22 @@
 """Replays against hooks and full passes: bit for bit on float32."""
 
+import copy
+import os
+import threading
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
 from zoo import CASES
 
 from lightning_neuroimp import Removal, undisturbed
 from lightning_neuroimp.removal import remove
 from lightning_neuroimp.replay import Replayer, ablate
+from lightning_neuroimp.tape import Recorder
 
 SITES = [(name, site) for name, case in CASES.items() for site in case.sites]
 
@@ -67,3 +77,433 @@ def test_replays_equal_hooked_full_passes_bit_for_bit(name, site):
         assert changed == 4  # the masks do something
         nothing = torch.zeros(1, removal.n_neurons, dtype=torch.bool)
         assert torch.equal(replay.logits, hooked(model, forward, batch, removal, nothing))
+
+
+class Behind(nn.Module):
+    """Something done to what comes behind the site."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.site, self.head, self.act = nn.Linear(5, 8), nn.Linear(8, 4), act
+
+    def forward(self, x):
+        return self.head(self.act(self.site(x)))
+
+
+def numpy(h):
+    return torch.from_numpy(np.tanh(h.numpy()))
+
+
+def tolist(h):
+    return torch.tensor(h.tolist())
+
+
+def as_array(h):
+    return h + float(np.asarray(h).max())
+
+
+def copied(h):
+    return copy.deepcopy(h)
+
+
+def branch(h):
+    return -h if (h == 0).any() else h
+
+
+def integers(h):
+    return h * int(h.argmax())
+
+
+def selected(h):
+    return h * h[h > 0].mean() if (h > 0).any() else h
+
+
+def noise(h):
+    return h + 1e-9 * torch.randn(8)
+
+
+def numpy_noise(h):
+    return h + 1e-9 * torch.from_numpy(np.random.rand(8)).float()
+
+
+def sparse(h):
+    return h.to_sparse().to_dense()
+
+
+def nested(h):
+    return torch.nested.to_padded_tensor(torch.nested.nested_tensor([h[0], h[1, :4]]), 0.0)[:1] + h
+
+
+class Own(torch.Tensor):
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        plain = torch.utils._pytree.tree_map(lambda one: one.inner if isinstance(one, Own) else one, (args, kwargs))
+        out = func(*plain[0], **(plain[1] or {}))
+        return Own.wrap(out) if isinstance(out, torch.Tensor) else out
+
+    @staticmethod
+    def wrap(inner):
+        outer = torch.Tensor._make_wrapper_subclass(Own, inner.size(), strides=inner.stride(), dtype=inner.dtype)
+        outer.inner = inner
+        return outer
+
+
+def own_kind(h):
+    return (Own.wrap(torch.ones(8)) * h).inner
+
+
+def resized(h):
+    return h.clone().resize_(3, 8)[:1] + h
+
+
+def two_types(h):
+    memory = torch.zeros(6, 8)
+    bits = memory.view(torch.int32)
+    memory.copy_(h)
+    return (bits + 1).view(torch.float32)
+
+
+def in_a_thread(h):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.tanh(h)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def collective(h):
+    h = h.clone()
+    torch.distributed.all_reduce(h)
+    return h
+
+
+FALLBACKS = {
+    numpy: "Python reads values that depend on it .Tensor.numpy.",
+    tolist: "Python reads values that depend on it .Tensor.tolist.",
+    as_array: "Python reads values that depend on it .Tensor.__array__.",
+    copied: "Python reads values that depend on it .Tensor.__deepcopy__.",
+    branch: "Python reads values that depend on it .aten::_local_scalar_dense.",
+    integers: "Python reads values that depend on it .aten::_local_scalar_dense.",
+    selected: "the shape of a result depends on its values .aten::index.",
+    noise: "the forward pass draws random numbers",
+    numpy_noise: "the forward pass draws random numbers",
+    sparse: "the forward pass computes with sparse tensors",
+    nested: "the forward pass computes with nested tensors",
+    own_kind: "the forward pass computes with tensors of a kind of their own .Own.",
+    resized: "memory changes its size or owner behind it .aten::resize_.",
+    two_types: "memory is read as of two types behind it",
+    in_a_thread: "a random ablation by it differs from the same in a full pass",
+    collective: "processes exchange data behind it .c10d::allreduce_.",
+}
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("act", FALLBACKS, ids=lambda act: act.__name__)
+def test_what_cannot_be_replayed_runs_in_full_passes_and_says_why(act):
+    torch.manual_seed(0)
+    model = Behind(act).eval()
+    batch = torch.randn(6, 5)
+    forwards = []
+
+    def forward(batch):
+        forwards.append(None)
+        return model(batch), torch.arange(6) % 4
+
+    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    replayer = Replayer(model, forward, removal)
+    with undisturbed(model), torch.no_grad():
+        match = rf"layer 'site': each ablation runs the whole network .*slower and gives the same: {FALLBACKS[act]}"
+        with pytest.warns(UserWarning, match=match):
+            replay = replayer.record(batch)
+        for seed in range(3):
+            mask = torch.rand(6, 8, generator=torch.Generator().manual_seed(seed)) < 0.4
+            forwards.clear()
+            found, classes = ablate(replay, removal, mask)
+            assert len(forwards) == 1
+            torch.testing.assert_close(found, hooked(model, lambda batch: (model(batch), 0), batch, removal, mask))
+            assert torch.equal(classes, torch.arange(6) % 4)
+        replayer.record(batch)  # warns once: warnings are errors here
+        assert not model.site._forward_hooks
+
+
+def test_unchanged_activations_would_prove_nothing():
+    """The tape of a model whose work is done in a thread: right for what was recorded, blind for anything else."""
+    torch.manual_seed(0)
+    model, batch = Behind(in_a_thread).eval(), torch.randn(6, 5)
+    recorder = Recorder()
+    with torch.no_grad(), recorder.watch():
+        activation = model.site(batch)
+        recorder.start(activation)
+        logits = model.head(in_a_thread(activation))
+    tape = recorder.finish((logits,))
+    assert tape is not None
+    assert torch.equal(tape.run(activation)[0], logits)
+    assert torch.equal(tape.run(torch.zeros_like(activation))[0], logits)  # and that is wrong
+
+
+def test_values_that_change_later_are_noticed():
+    """A branch that the first trial takes as recorded, and a later ablation does not."""
+    torch.manual_seed(0)
+    model = Behind(lambda h: h if h.abs().sum() > 0 else h + 1).eval()
+    batch = torch.randn(6, 5)
+    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    with undisturbed(model), torch.no_grad():
+        replay = replayer.record(batch)
+        assert replayer.reason is None
+        some, everything = torch.eye(8)[:1] > 0, torch.ones(1, 8) > 0
+        found = ablate(replay, removal, some)[0]
+        assert torch.equal(found, hooked(model, lambda batch: (model(batch), 0), batch, removal, some))
+        with pytest.warns(UserWarning, match="Python reads values that depend on it .aten::_local_scalar_dense."):
+            found = ablate(replay, removal, everything)[0]
+        assert torch.equal(found, hooked(model, lambda batch: (model(batch), 0), batch, removal, everything))
+
+
+def test_a_batch_that_does_not_reach_the_site():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.site, self.head = nn.Linear(5, 5), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.head(self.site(x) if len(x) > 3 else x)
+
+    model = Sometimes().eval()
+    removal = Removal("site", 1, "zero", np.zeros(5), "margin")
+    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    mask = torch.ones(1, 5) > 0
+    with undisturbed(model), torch.no_grad():
+        short = torch.randn(2, 5)
+        assert torch.equal(ablate(replayer.record(short), removal, mask)[0], model(short))
+        found = ablate(replayer.record(torch.randn(6, 5)), removal, mask)[0]
+        assert torch.equal(found, model.head(torch.zeros(6, 5)))
+        assert replayer.reason is None
+
+
+def test_targets_that_depend_on_the_site():
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    removal = Removal("0", 1, "zero", np.zeros(8), "margin")
+
+    def forward(batch):
+        logits = model(batch)
+        return logits, logits.argmax(1)
+
+    with undisturbed(model), torch.no_grad():
+        replay = Replayer(model, forward, removal).record(torch.randn(6, 5))
+        logits, classes = ablate(replay, removal, torch.arange(8)[None] < 5)
+        assert torch.equal(classes, logits.argmax(1))
+        assert not torch.equal(classes, replay.classes)
+
+
+def test_the_model_batch_and_activations_stay_as_they_were():
+    model, forward, batch = build(CASES["stashing"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with undisturbed(model), torch.no_grad():
+        removal = removal_at(model, "second", forward, copies(batch))
+        replay = Replayer(model, forward, removal).record(batch)
+        after_recording = {name: value.clone() for name, value in model.state_dict().items()}
+        activation, features = replay.activation.clone(), model.features
+        kept = features.clone()
+        ablate(replay, removal, torch.arange(8)[None] < 5)
+        replay(replay.activation)
+        assert torch.equal(replay.activation, activation)
+        torch.testing.assert_close(dict(model.state_dict()), after_recording, rtol=0, atol=0)
+        assert model.features is features
+        assert torch.equal(features, kept)
+    assert model.features is None
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_in_place_layers_behind_the_site_do_not_overwrite_what_is_replayed():
+    model, forward, batch = build(CASES["mlp"])
+    with undisturbed(model), torch.no_grad():
+        removal = removal_at(model, "0", forward, copies(batch))
+        replay = Replayer(model, forward, removal).record(batch)
+        mine = torch.randn(6, 8)
+        before = mine.clone()
+        assert torch.equal(replay(mine)[0], replay(mine)[0])
+        assert torch.equal(mine, before)
+        transposed = mine.T.contiguous().T  # laid out otherwise
+        assert torch.equal(replay(transposed)[0], replay(mine)[0])
+        torch.testing.assert_close(replay(mine.double())[0], replay(mine)[0])
+        with pytest.raises(ValueError, match=r"must have the shape of layer '0''s, \(6, 8\), got \(6, 3\)"):
+            replay(mine[:, :3])
+
+
+def test_a_site_that_is_called_twice_is_refused():
+    model, forward, batch = build(CASES["shared"])
+    removal = Removal("again", 1, "zero", np.zeros(8), "margin")
+    with undisturbed(model), pytest.raises(ValueError, match="layer 'again' is called several times"):
+        Replayer(model, forward, removal).record(batch)
+    assert not model.again._forward_hooks
+
+
+def test_errors_of_the_model_are_its_own():
+    model = Behind(lambda h: h @ torch.ones(3)).eval()
+    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    replayer = Replayer(model, lambda batch: (model(batch), None), removal)
+    with undisturbed(model), pytest.raises(RuntimeError, match="size mismatch"):
+        replayer.record(torch.randn(6, 5))
+    assert replayer.reason is None
+    assert not model.site._forward_hooks
+
+
+def slope(run, point):
+    leaf = point.clone().requires_grad_()
+    logits = run(leaf)
+    (found,) = torch.autograd.grad((logits * torch.arange(4.0)).sum(), leaf)
+    return found
+
+
+def hooked_with(model, forward, batch, site, activation):
+    handle = model.get_submodule(site).register_forward_hook(lambda module, args, out: activation.clone())
+    try:
+        return forward(copies(batch))[0]
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("name", "site"), [one for one in SITES if one[0] != "stashing"])  # torch cannot, either
+def test_gradients_through_a_replay_equal_those_of_a_full_pass(name, site):
+    model, forward, batch = build(CASES[name])
+    with undisturbed(model):
+        removal = removal_at(model, site, forward, copies(batch))
+        replay = Replayer(model, forward, removal).record(batch)
+        if name == "gru":  # its first step writes into memory that does not depend on the site
+            with pytest.warns(UserWarning, match="each gradient runs the whole network .*modified by an inplace"):
+                assert not replay.differentiable
+        else:
+            assert replay.differentiable
+        point = replay.activation * 0.5
+        found = slope(lambda leaf: replay(leaf)[0], point)
+        expected = slope(lambda leaf: hooked_with(model, forward, batch, site, leaf), point)
+        assert found.abs().sum() > 0
+        torch.testing.assert_close(found, expected)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Doubled(torch.autograd.Function):
+    """Its gradient is not that of what it computes."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return torch.tanh(h)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def without_gradient(h):
+    with torch.no_grad():
+        gate = torch.sigmoid(h)
+    return gate * h
+
+
+def straight_through(h):
+    return h + (h.round() - h).detach()
+
+
+def past_autograd(h):
+    h = h * 1
+    h.data.mul_(0.5)
+    return h
+
+
+@pytest.mark.parametrize("act", [Doubled.apply, without_gradient, past_autograd, straight_through])
+def test_gradients_that_a_tape_cannot_give_come_from_full_passes(act):
+    torch.manual_seed(0)
+    model = Behind(act).eval()
+    batch, classes = torch.randn(6, 5), torch.zeros(6, dtype=torch.long)
+    replayer = Replayer(model, lambda batch: (model(batch), classes), Removal("site", 1, "zero", np.zeros(8), "margin"))
+    with undisturbed(model):
+        replay = replayer.record(batch)
+        assert replayer.reason is None  # its values are right
+        if act in (straight_through, past_autograd):
+            assert replay.differentiable  # what is detached stays so
+        else:
+            with pytest.warns(UserWarning, match="layer 'site': each gradient runs the whole network .* it differs"):
+                assert not replay.differentiable
+        point = torch.randn(6, 8)
+        found = slope(lambda leaf: replay(leaf)[0], point)
+        torch.testing.assert_close(found, slope(lambda leaf: model.head(act(leaf)), point))
+
+
+# random programs: each step reads what is there, before or behind the site, and appends or writes in place
+STEPS = {
+    "add": lambda a, b: a + b,
+    "product": lambda a, b: a * torch.sigmoid(b),
+    "layer": lambda a, b: F.linear(a, WEIGHT),
+    "relu_": lambda a, b: a.relu_(),
+    "add_": lambda a, b: a.add_(b, alpha=0.5),
+    "slice": lambda a, b: a[:, 2:5].repeat(1, 2),
+    "view": lambda a, b: a.view(3, 12).view(6, 6),
+    "alias": lambda a, b: a[:],
+    "transposed": lambda a, b: a.T,
+    "write slice": lambda a, b: a[:, :3].copy_(b[:, 3:]).sum,
+    "write data": lambda a, b: a.data.mul_(0.9).sum,
+    "into a new one": lambda a, b: torch.zeros(6, 6).index_copy_(1, torch.tensor([1, 4, 5]), a[:, 3:]),
+    "out": lambda a, b: torch.sub(b, 0.1 * a, out=torch.empty(6, 6)),
+    "stack": lambda a, b: torch.stack([a, b]).amax(0),
+    "split": lambda a, b: torch.cat(a.split(2, 1)[::-1], 1),
+    "expanded": lambda a, b: a[:1].expand(6, 6) + b,
+    "sorted": lambda a, b: a.sort(1).values,
+    "picked": lambda a, b: a.gather(1, b.argsort(1)),
+    "where": lambda a, b: torch.where(a > b, a, b.T),
+    "masked": lambda a, b: a.masked_fill_(b > 0.5, 0.1),
+    "swap": lambda a, b: a.copy_(b.clone()).sum,
+}
+WEIGHT = torch.randn(6, 6, generator=torch.Generator().manual_seed(3)) / 2
+step = st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 30), st.integers(0, 30))
+
+
+class Program(nn.Module):
+    def __init__(self, before, behind):
+        super().__init__()
+        self.before, self.behind, self.site = before, behind, nn.Tanh()
+
+    def forward(self, x):
+        pool = [x, x.flip(1)]
+        self.steps(self.before, pool)
+        pool.append(self.site(pool[-1]))
+        self.steps(self.behind, pool)
+        return sum(pool).sum(0, keepdim=True) + pool[-1]
+
+    @staticmethod
+    def steps(steps, pool):
+        for name, a, b in steps:
+            try:
+                out = STEPS[name](pool[-1 - a % len(pool)], pool[-1 - b % len(pool)])
+            except RuntimeError:  # a write into expanded memory, a view of what cannot be viewed so
+                continue
+            if isinstance(out, torch.Tensor):
+                pool.append(out)
+
+
+@settings(max_examples=int(os.environ.get("NEUROIMP_EXAMPLES", "200")), deadline=None)
+@given(st.lists(step, max_size=5), st.lists(step, max_size=9), st.integers(0, 5))
+def test_random_programs_replay_bit_for_bit(before, behind, seed):
+    model = Program(before, behind).eval()
+    generator = torch.Generator().manual_seed(seed)
+    batch = torch.randn(6, 6, generator=generator)
+    removal = Removal("site", 1, "mean", np.full(6, 0.25), "margin")
+
+    def forward(batch):
+        return model(batch), torch.zeros(6, dtype=torch.long)
+
+    with undisturbed(model), torch.no_grad():
+        replayer = Replayer(model, forward, removal)
+        replay = replayer.record(batch)
+        assert replayer.reason is None
+        for _ in range(2):
+            mask = torch.rand(6, 6, generator=generator) < 0.5
+            expected = hooked(model, forward, batch, removal, mask)
+            assert torch.equal(ablate(replay, removal, mask)[0].nan_to_num(), expected.nan_to_num())
