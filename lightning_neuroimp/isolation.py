@@ -14,9 +14,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, with gradients allowed, and put everything back, also after an exception.
 
     Put back: each module's own train or eval flag, all buffers, attributes that a forward pass has set (a hidden state,
-    stashed features), and the random states of Python, NumPy and torch (of each CUDA device too). Inside, inference mode is off, compiled code runs eagerly (hooks are ignored otherwise), and
-    the fused attention path is off (it would bypass patched modules). Parameters and their `.grad` are not touched:
-    compute derivatives with `torch.autograd.grad`.
+    stashed features), and the random states of Python, NumPy and torch (of each CUDA device too). Inside, inference
+    mode is off, compiled code runs eagerly (hooks are ignored otherwise), and the fused attention path is off (it would
+    bypass patched modules). Parameters and their `.grad` are not touched: compute derivatives with
+    `torch.autograd.grad`.
 
     Args:
         model: any module.

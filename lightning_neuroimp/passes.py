@@ -1,7 +1,7 @@
 """The passes over a probe set: a survey, where something must be known first, and the importance pass."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +12,15 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lightning_neuroimp.attribution import Attribution, SiteBatch
+from lightning_neuroimp.attribution.suffix import Suffix
 from lightning_neuroimp.batches import ForwardFn, forward_logits, model_device, to_device, to_numpy
 from lightning_neuroimp.clusters import EmbeddingTap, check_number
 from lightning_neuroimp.importance import ClusterMoments, Groups, Halves
 from lightning_neuroimp.probe import Gather, ProbeSet
 from lightning_neuroimp.progress import Progress, Tick
 from lightning_neuroimp.removal import TargetFn, target_values
+from lightning_neuroimp.replay import Replayer
+from lightning_neuroimp.results import Removal
 from lightning_neuroimp.sites import Site, n_positions, sum_positions
 from lightning_neuroimp.watch import Watch
 
@@ -85,7 +88,7 @@ class Passes:
 
     def _passes(
         self, watch: Watch, tap: EmbeddingTap, samples: Samples, tick: Tick, *, required: bool
-    ) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    ) -> Iterator[tuple[Any, Tensor, Tensor, slice]]:
         """One forward pass per batch, with sites watched and the embedding, target and correctness noted."""
         device = model_device(self.model)
         start, fingerprint = 0, self.probe.fingerprint
@@ -112,7 +115,7 @@ class Passes:
                 samples.correct.append(to_numpy((logits.detach().argmax(1) == classes) & finite))
                 samples.finite.append(to_numpy(finite))
                 samples.embedding.append(to_numpy(tap.read(logits, required=required)))
-                yield logits, classes, slice(start, start + len(index))
+                yield host_batch, logits, classes, slice(start, start + len(index))
                 start += len(index)
                 tick()
         for name, reason in watch.skipped.items():
@@ -125,7 +128,7 @@ class Passes:
         totals: dict[str, np.ndarray] = {}
         counts: dict[str, int] = {}
         with self._timed("survey", "embeddings and means") as tick, torch.no_grad():
-            for logits, _, _ in self._passes(watch, tap, samples, tick, required=required):
+            for _, logits, _, _ in self._passes(watch, tap, samples, tick, required=required):
                 for name, output in watch.outputs.items():
                     axis = watch.axes[name]
                     value = output.double() if output.device.type != "mps" else output.float()
@@ -154,19 +157,22 @@ class Passes:
         assigned: Int[np.ndarray, " local"] | None,
         attributions: Sequence[Attribution],
         target: TargetFn,
-        means: dict[str, np.ndarray] | None,
+        removal_of: Callable[[str, int, int], Removal],
         seed: int,
-    ) -> tuple[Samples, dict[tuple[str, str], ClusterMoments], dict[str, tuple[int, int]]]:
-        """The importance pass: samples, moments per site and attribution, axis and neurons per site."""
+    ) -> tuple[Samples, dict[tuple[str, str], ClusterMoments], dict[str, Removal]]:
+        """The importance pass: samples, moments per site and attribution, removal per site.
+
+        `removal_of` is given a site's name, neuron axis and number of neurons.
+        """
         samples, halves = Samples(), Halves(self._process())
         gradients = any(attribution.needs_gradient for attribution in attributions)
         watch = Watch(list(self.sites.values()), gradients=gradients)
         groups = Groups()
         moments = {(name, one.name): ClusterMoments(groups) for name in self.sites for one in attributions}
-        shapes: dict[str, tuple[int, int]] = {}
+        replayers: dict[str, Replayer] = {}
         labels: set[int] = set()
         with self._timed("importance", "importance") as tick, torch.set_grad_enabled(gradients):
-            for logits, classes, rows in self._passes(watch, tap, samples, tick, required=False):
+            for host_batch, logits, classes, rows in self._passes(watch, tap, samples, tick, required=False):
                 cluster = samples.target[-1] if assigned is None else assigned[rows]
                 if assigned is None:
                     labels.update(np.unique(cluster).tolist())
@@ -180,16 +186,26 @@ class Passes:
                 slopes = self._gradients(target, logits, classes, outputs) if gradients else {}
                 for name, output in outputs.items():
                     axis = watch.axes[name]
-                    shapes[name] = (axis, output.shape[axis])
-                    batch = _site_batch(name, axis, output, slopes.get(name), means, seed)
+                    if name not in replayers:
+                        removal = removal_of(name, axis, output.shape[axis])
+                        replayers[name] = Replayer(self.model, self._forward, removal)
+                    suffix = Suffix(replayers[name], host_batch, target)
+                    batch = _site_batch(
+                        replayers[name].removal, output, slopes.get(name), seed, samples.index[-1], suffix
+                    )
                     deviation = batch.sum_positions(batch.deviation.abs())
                     for attribution in attributions:
                         moments[name, attribution.name].add(attribution(batch).detach(), deviation, group)
+        mine = {name: (replayer.removal.axis, replayer.removal.n_neurons) for name, replayer in replayers.items()}
         known: dict[str, tuple[int, int]] = {}
-        for share in self.gather(shapes):
+        for share in self.gather(mine):
             known.update(share)
-        order = {name: known[name] for name in self.sites if name in known}
-        return samples.gathered(self.gather), moments, order
+        removals = {name: removal_of(name, *known[name]) for name in self.sites if name in known}
+        return samples.gathered(self.gather), moments, removals
+
+    def _forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits and targets of a batch that has been checked before."""
+        return forward_logits(self.model, batch, self.forward_fn, check=False)
 
     def _process(self) -> int:
         """Number of this process among those that hold samples."""
@@ -214,9 +230,14 @@ class Passes:
 
 
 def _site_batch(
-    name: str, axis: int, output: Tensor, slope: Tensor | None, means: dict[str, np.ndarray] | None, seed: int
+    removal: Removal,
+    output: Tensor,
+    slope: Tensor | None,
+    seed: int,
+    index: Int[np.ndarray, " sample"],
+    suffix: Suffix,
 ) -> SiteBatch:
     dtype = torch.promote_types(output.dtype, torch.float32)  # products of half precisions would lose digits
-    value = means[name] if means is not None else np.zeros(output.shape[axis])
-    baseline = torch.as_tensor(value, dtype=dtype, device=output.device)
-    return SiteBatch(name, axis, output.detach().to(dtype), None if slope is None else slope.to(dtype), baseline, seed)
+    baseline = torch.as_tensor(removal.baseline_value, dtype=dtype, device=output.device)
+    gradient = None if slope is None else slope.to(dtype)
+    return SiteBatch(removal.site, removal.axis, output.detach().to(dtype), gradient, baseline, seed, index, suffix)

@@ -106,9 +106,12 @@ def neuron_importance(
             assigned = np.array([place[sample] for sample in probe.index.tolist()], np.int64)
         elif callable(clusters):
             assigned, names = clustering.assign_by_callable(clusters, probe, batch_size, gather)
-        samples, moments, shapes = passes.score(
-            tap, assigned, attributions, target_fn, means if baseline == "mean" else None, seed
-        )
+
+        def removal_of(site: str, axis: int, n_neurons: int) -> Removal:
+            value = means[site] if means is not None and baseline == "mean" else np.zeros(n_neurons)
+            return Removal(site, axis, baseline, value, target_name)
+
+        samples, moments, removals = passes.score(tap, assigned, attributions, target_fn, removal_of, seed)
     if clusters == "labels":
         names = {int(key): f"label {key}" for key in np.unique(samples.cluster)}
     samples.check()
@@ -119,11 +122,11 @@ def neuron_importance(
         history = np.stack([samples.cluster, samples.index], 1)[samples.cluster >= 0]
     importances = []
     notes = [f"{name}: passed over, {reason}" for name, reason in passes.skipped.items()]
-    for site, (axis, n_neurons) in shapes.items():
-        value = means[site] if means is not None and baseline == "mean" else np.zeros(n_neurons)
-        removal = Removal(site, axis, baseline, value, target_name)
+    for site, removal in removals.items():
         for one in attributions:
-            count, (mean, size, square, deviation), left_out = moments[site, one.name].means(ids, n_neurons, gather)
+            count, (mean, size, square, deviation), left_out = moments[site, one.name].means(
+                ids, removal.n_neurons, gather
+            )
             importances.append(
                 Importance(removal, one.name, ids, count, mean, size, square, deviation, non_finite=left_out)
             )

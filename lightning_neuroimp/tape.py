@@ -65,8 +65,19 @@ class Tape:
     """
 
     def __init__(self, steps: list[_Step], values: list[Any], outputs: Sequence[Any], *, overwrites: bool) -> None:
-        self._steps, self._values, self._outputs, self.overwrites = steps, values, outputs, overwrites
+        self._values, self._outputs, self.overwrites = values, outputs, overwrites
+        self._steps = self._needed(steps)
         self._forget()
+
+    def _needed(self, steps: list[_Step]) -> list[_Step]:
+        """Without operations whose results nothing reads, and that write nowhere; Python may have read others."""
+        read = {output.number for output in self._outputs if isinstance(output, _Slot)}
+        kept = []
+        for step in reversed(steps):
+            if step.expected or step.shapes or _writes(step.operation) or not read.isdisjoint(_made(step)):
+                kept.append(step)
+                read.update(slot for _, _, slot in (*step.fills, *step.named))
+        return kept[::-1]
 
     def _forget(self) -> None:
         """Drop each value after its last use, so that a run needs no more memory than the model does."""

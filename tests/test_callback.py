@@ -157,8 +157,8 @@ def test_the_cost_is_printed(tmp_path, caplog):
     text = "\n".join(caplog.messages)
     assert (
         "NeuronImportance 'neuroimp', each validation run: 2 forward and 1 backward passes over at most 1024 samples; "
-        "ablation: at most 133 forward passes over at most 512 of them at each of 1 layers, skipped where that takes "
-        "over 10% of the time since the last"
+        "ablation: at the layer 1 forward pass over at most 512 of them, and at most 132 of what follows the layer, "
+        "skipped where that takes over 10% of the time since the last"
     ) in text
     assert "estimated from the sanity check: at most about" in text
     assert "first measurement took: survey" in text

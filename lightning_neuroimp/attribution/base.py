@@ -7,7 +7,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_neuroimp.attribution.ablation import leave_one_out
 from lightning_neuroimp.attribution.first_order import activation, gradient, gradient_x_activation
+from lightning_neuroimp.attribution.path import STEPS, integrated_gradients, masked_gradient
 from lightning_neuroimp.attribution.site_batch import SiteBatch
 from lightning_neuroimp.attribution.untrained import random
 
@@ -23,11 +25,13 @@ class Attribution:
         name: in results, tags and tables.
         score: gives each sample's score of each neuron.
         needs_gradient: whether it reads `SiteBatch.gradient`.
+        cost: what it takes at each layer beside the passes that all scores share, in words.
     """
 
     name: str
     score: AttributionFn
     needs_gradient: bool = True
+    cost: str = ""
 
     def __call__(self, site_batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
         """The scores.
@@ -46,12 +50,22 @@ class Attribution:
         return scores
 
 
+_PATH = f"1 forward pass, and {STEPS} forward and backward passes of what follows the layer"
+
 ATTRIBUTIONS = {
     attribution.name: attribution
     for attribution in (
         Attribution("gradient", gradient),
         Attribution("activation", activation, needs_gradient=False),
         Attribution("gradient_x_activation", gradient_x_activation),
+        Attribution("integrated_gradients", integrated_gradients, needs_gradient=False, cost=_PATH),
+        Attribution("masked_gradient", masked_gradient, needs_gradient=False, cost=_PATH),
+        Attribution(
+            "leave_one_out",
+            leave_one_out,
+            needs_gradient=False,
+            cost="1 forward pass, and 1 of what follows the layer for each neuron",
+        ),
         Attribution("random", random, needs_gradient=False),
     )
 }

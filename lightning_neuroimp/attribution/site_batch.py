@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_neuroimp import sites
+from lightning_neuroimp.attribution.suffix import Suffix
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,10 @@ class SiteBatch:
         gradient: derivative of each sample's own target with respect to it, same shape; zero where the target does
             not depend on it.
         baseline: value of a removed neuron.
-        seed: for scores that need one.
+        seed: for scores that draw random numbers.
+        index: number of each sample in the stream, for draws that shall not depend on how samples are batched.
+        suffix: the target as a function of the site's activations: `suffix.target(activation)`, also for gradients, and
+            `suffix.effects(masks)`.
     """
 
     site: str
@@ -28,6 +33,8 @@ class SiteBatch:
     gradient: Float[Tensor, "sample *rest"] | None
     baseline: Float[Tensor, " neuron"]
     seed: int
+    index: Int[np.ndarray, " sample"]
+    suffix: Suffix
 
     @property
     def deviation(self) -> Float[Tensor, "sample *rest"]:

@@ -1,6 +1,7 @@
 """What measurements cost, and whether the next check may run."""
 
 import time
+from collections.abc import Sequence
 
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 
@@ -17,6 +18,7 @@ class CostKeeper:
         max_samples: bound of the probe set.
         surveyed: whether a forward pass before is needed.
         gradients: whether a backward pass is.
+        extra: what single scores take beside, in words.
     """
 
     def __init__(
@@ -28,7 +30,9 @@ class CostKeeper:
         *,
         surveyed: bool,
         gradients: bool,
+        extra: Sequence[str] = (),
     ) -> None:
+        self.extra = extra
         self.settings, self.n_sites, self.max_samples = settings, n_sites, max_samples
         self.n_attributions = n_attributions
         self.forward, self.backward = 2 if surveyed else 1, 1 if gradients else 0
@@ -44,13 +48,15 @@ class CostKeeper:
         text = f"{when}: {self.forward} forward"
         text += f" and {self.backward} backward" if self.backward else ""
         text += f" pass{'es' if self.forward + self.backward > 1 else ''} over at most {self.max_samples} samples"
+        text += "".join(f"; {extra}" for extra in self.extra)
         if self.settings is None:
-            return text + ", no ablation"
+            return text + "; no ablation"
         passes = self.settings.forward_passes(self.n_attributions)
         limit = self.settings.max_overhead
+        layers = "the layer" if self.n_sites == 1 else f"each of {self.n_sites} layers"
         return (
-            f"{text}; ablation: at most {passes} forward passes over at most {self._ablated} of them at each of "
-            f"{self.n_sites} layers"
+            f"{text}; ablation: at {layers} 1 forward pass over at most {self._ablated} of them, "
+            f"and at most {passes - 1} of what follows the layer"
             + (f", skipped where that takes over {limit:.0%} of the time since the last" if limit is not None else "")
         )
 

@@ -124,6 +124,7 @@ class NeuronImportance(Callback):
             raise ValueError(f"on_error must be 'warn' or 'raise', got {self.on_error!r}")
         self._gradients = any(attribution.needs_gradient for attribution in attributions)
         self._n_attributions = len(attributions)
+        self._extra = [f"{one.name}, at each layer: {one.cost}" for one in attributions if one.cost]
 
     def _reset(self) -> None:
         """Forget the run, not its results."""
@@ -214,6 +215,7 @@ class NeuronImportance(Callback):
             self.max_samples,
             surveyed=isinstance(self.clusters, KMeansClusters) or self.baseline == "mean",
             gradients=self._gradients,
+            extra=self._extra,
         )
         rank_zero_info(f"NeuronImportance {self.name!r}, {self._cost.plan(self.every_n_epochs)}")
 
