@@ -49,9 +49,14 @@ class Replay:
         self._copy: Any = None
 
     @property
+    def tape(self) -> Tape | None:
+        """Runs what follows the site; None where each ablation is a full pass."""
+        return self._tape if self._replayer.reason is None else None
+
+    @property
     def differentiable(self) -> bool:
         """Whether gradients flow through it as through a full pass (found out on the first batch)."""
-        return self._tape is not None and self._replayer.differentiable(self)
+        return self.tape is not None and self._replayer.differentiable(self)
 
     def __call__(
         self, activation: Float[Tensor, "sample ..."]
@@ -71,24 +76,29 @@ class Replay:
         if activation.dtype != like.dtype or activation.stride() != like.stride():
             activation = torch.empty_like(like).copy_(activation)
         gradients = torch.is_grad_enabled() and activation.requires_grad
-        tape = self._tape if self._replayer.reason is None else None
-        if tape is None or (gradients and not self.differentiable):
-            return self.full_pass(lambda output: activation.clone())
-        if gradients or tape.overwrites:
-            activation = activation.clone()
-        try:
-            return self.along(tape, activation)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            outcome = self.full_pass(lambda output: activation.clone())  # first: it may fail in the same way
-            self._replayer.give_up(_reason(error))
-            return outcome
+        tape = self.tape
+        if tape is not None and gradients and not self.differentiable:
+            tape = None
+        copied = tape is not None and (gradients or tape.overwrites)
+        return self.either(
+            tape, lambda: activation.clone() if copied else activation, lambda output: activation.clone()
+        )
 
-    def along(self, tape: Tape, activation: Tensor) -> tuple[Tensor, Tensor]:
-        """What the tape gives."""
-        logits, classes = tape.run(activation)
-        return logits, classes
+    def either(
+        self, tape: Tape | None, activation: Callable[[], Tensor], replace: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """What the tape gives; else, and without one, what a full pass gives."""
+        if tape is not None:
+            try:
+                logits, classes = tape.run(activation())  # without a name, so that the run can let go of it
+                return logits, classes
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                outcome = self.full_pass(replace)  # first: it may fail in the same way
+                self._replayer.give_up(_reason(error))
+                return outcome
+        return self.full_pass(replace)
 
     def full_pass(self, replace: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """What the whole model gives, with the site's output replaced by a hook."""
@@ -174,7 +184,8 @@ class Replayer:
     def _some(self, activation: Tensor) -> Bool[Tensor, "sample neuron"]:
         """Half of the neurons, other ones for each sample; the same in every run."""
         shape = (len(activation), activation.shape[self.removal.axis])
-        return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(activation.device)
+        some = torch.randint(2, shape, generator=torch.Generator().manual_seed(0), dtype=torch.bool)
+        return some.to(activation.device)
 
     @contextmanager
     def hooked(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -201,11 +212,11 @@ class Replayer:
     def _try(self, replay: Replay) -> str | None:
         """Why the first tape is not to be trusted; unchanged activations would prove nothing."""
         assert replay.activation is not None
-        assert replay._tape is not None
+        assert replay.tape is not None
         mask = self._some(replay.activation)
         logits, classes = replay.full_pass(lambda output: remove(output, self.removal, mask))
         try:
-            found, targets = replay.along(replay._tape, remove(replay.activation, self.removal, mask))
+            found, targets = replay.tape.run(remove(replay.activation, self.removal, mask))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -216,12 +227,13 @@ class Replayer:
         """Whether the gradient of a random ablation is that of a full pass; tried once, on this replay."""
         if self._differentiable is None:
             assert replay.activation is not None
-            assert replay._tape is not None
+            tape = replay.tape
+            assert tape is not None
             point = remove(replay.activation, self.removal, self._some(replay.activation))
-            tape, reason = replay._tape, None
             expected = self._slope(point, lambda leaf: replay.full_pass(lambda output: leaf.clone()))
+            reason: str | None
             try:
-                found = self._slope(point, lambda leaf: replay.along(tape, leaf.clone()))
+                found = self._slope(point, lambda leaf: tape.run(leaf.clone()))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -237,7 +249,7 @@ class Replayer:
                 )
         return self._differentiable
 
-    def _slope(self, point: Tensor, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    def _slope(self, point: Tensor, run: Callable[[Tensor], tuple[Any, ...]]) -> Tensor:
         """Derivative of a fixed random combination of the logits."""
         with torch.enable_grad():
             leaf = point.detach().clone().requires_grad_()
@@ -259,9 +271,12 @@ def ablate(
         removal: what it was recorded for.
         mask: True where a neuron is removed; one row per sample, or one for all.
     """
-    if replay.activation is None:
+    activation = replay.activation
+    if activation is None:
         return replay.logits, replay.classes
-    return replay(remove(replay.activation, removal, mask))
+    return replay.either(
+        replay.tape, lambda: remove(activation, removal, mask), lambda output: remove(output, removal, mask)
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -105,8 +105,8 @@ class Tape:
             TapeBroken: if what Python has read of the values, or a shape, is not what was recorded.
         """
         values = self._values.copy()
-        values[0] = activation
-        device = activation.device.type
+        values[0], device = activation, activation.device.type
+        del activation  # so that it goes after its last use, like all other values
         # the casts that autocast made are on the tape; it must not make them again, or where it was off
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if casts else nullcontext():
