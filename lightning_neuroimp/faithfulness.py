@@ -54,7 +54,10 @@ class AblationFaithfulness:
             raise ValueError(f"max_overhead must be positive, or None for no limit, got {self.max_overhead}")
 
     def forward_passes(self, n_attributions: int, n_neurons: int | None = None) -> int:
-        """Forward passes over the samples at one site; without its number of neurons, at most."""
+        """Passes over the samples at one site, without its number of neurons at most.
+
+        One is a whole forward pass, all others run what follows the site.
+        """
         n_points = len(self.fractions) if n_neurons is None else len(statistics.points(self.fractions, n_neurons))
         return 1 + n_points * (self.n_random + 2 * n_attributions + 1)
 

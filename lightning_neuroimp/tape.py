@@ -225,6 +225,9 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if not self.started or self.reason is not None:
             return func(*args, **kwargs)
+        if func.namespace in _COLLECTIVE:  # also of weights: sharded modules gather them and give them back
+            self.stop(f"processes exchange data behind it ({func.name()})")
+            return func(*args, **kwargs)
         self.busy = True
         try:
             return self._dispatch(func, args, kwargs)
@@ -252,9 +255,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _may_record(self, func: Any, tensors: list[Tensor]) -> bool:
-        if func.namespace in _COLLECTIVE:
-            self.stop(f"processes exchange data behind it ({func.name()})")
-        elif func._schema.name in _REARRANGING:
+        if func._schema.name in _REARRANGING:
             self.stop(f"memory changes its size or owner behind it ({func.name()})")
         else:
             all(map(self._is_plain, tensors))

@@ -43,6 +43,25 @@ def test_targets_of_the_users_own():
         check_baseline("median")
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("baseline", [0.0, -0.75])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_removal_chooses_like_where_and_keeps_the_layout(kind, baseline, layout):
+    h = torch.randn(4, 3, 5, 6)
+    h[0, 0, 0, 0], h[1, 1, 1, 1], h[2, 2, 2, 2] = torch.nan, torch.inf, -0.0
+    h = h.to(kind).contiguous(memory_format=layout)
+    removal = Removal("site", 1, "mean", np.full(3, baseline), "margin")
+    for rows in (1, 4):
+        mask = torch.rand(rows, 3) < 0.5
+        expected = torch.where(mask[:, :, None, None], torch.tensor(baseline).to(kind), h)
+        found = remove(h, removal, mask)
+        assert found.dtype == kind
+        assert found.stride() == h.stride()
+        assert torch.equal(found.double().nan_to_num(), expected.double().nan_to_num())
+    kept = remove(h, removal, torch.zeros(1, 3, dtype=torch.bool))
+    assert torch.equal(kept.contiguous().view(torch.uint8), h.contiguous().view(torch.uint8))
+
+
 @pytest.mark.parametrize("axis", [1, 3])
 def test_removal_sets_masked_neurons_at_all_positions(axis):
     h = torch.randn(2, 3, 4, 3)

@@ -177,6 +177,12 @@ def collective(h):
     return h
 
 
+def gathered_weights(h):
+    weight = torch.eye(8)
+    torch.distributed.all_reduce(weight)
+    return h @ weight
+
+
 FALLBACKS = {
     numpy: "Python reads values that depend on it .Tensor.numpy.",
     tolist: "Python reads values that depend on it .Tensor.tolist.",
@@ -193,6 +199,7 @@ FALLBACKS = {
     resized: "memory changes its size or owner behind it .aten::resize_.",
     two_types: "memory is read as of two types behind it",
     in_a_thread: "a random ablation by it differs from the same in a full pass",
+    gathered_weights: "processes exchange data behind it .c10d::allreduce_.",
     collective: "processes exchange data behind it .c10d::allreduce_.",
 }
 

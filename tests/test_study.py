@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_neuroimp import (
     AblationFaithfulness,
+    Attribution,
     KMeansClusters,
     ProbeSet,
     ablation_faithfulness,
@@ -21,6 +22,7 @@ from lightning_neuroimp import (
 from lightning_neuroimp.deletion import ablate_orders
 from lightning_neuroimp.replay import Replayer
 from lightning_neuroimp.report import summary
+from lightning_neuroimp.tape import Tape
 
 NAMES = ["gradient_x_activation", "gradient", "activation", "random"]
 
@@ -71,6 +73,31 @@ def test_a_check_costs_what_it_says():
     ablation_faithfulness(model, data, results, settings)
     # each batch once, and the first one again to try its replay
     assert model.passes["forward"] == len(data) + 1
+
+
+def test_replays_are_of_what_follows_and_none_is_made_twice(monkeypatch):
+    replays = collections.Counter()
+    run = Tape.run
+
+    def counted(tape, activation):
+        replays[len(tape)] += 1
+        return run(tape, activation)
+
+    monkeypatch.setattr(Tape, "run", counted)
+    model = nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 10))
+    data = validation_batches(200)
+    scores = [Attribution("one", lambda batch: batch.activation), Attribution("same", lambda batch: batch.activation)]
+    results = neuron_importance(model, data, layers=["1", "3"], attribution=scores)
+    settings = AblationFaithfulness(max_samples=600, fractions=(0.1, 0.5, 1.0))
+    ablation_faithfulness(model, data, results, settings)
+    # what follows layer 1 is three operations, what follows layer 3 is one
+    assert set(replays) == {3, 1}
+    for operations in (3, 1):
+        per_batch, rest = divmod(replays[operations] - 1, len(data))  # one trial, on the first batch
+        assert rest == 0
+        # 24 orders, of which both scores' are the same, at 10% and at 50%, and once all neurons together; some random
+        # pairs of neurons coincide
+        assert 2 * 19 - 8 <= per_batch <= 2 * (24 - 2) + 1
 
 
 @pytest.mark.usefixtures("double")
