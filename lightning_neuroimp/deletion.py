@@ -70,6 +70,7 @@ def ablate_orders(
             replay = replayer.record(batch)
             outcomes = _replays(replay, replayer.removal, masks, groups, np.bincount(which, minlength=len(masks)), tick)
             sums += _sum_groups(outcomes, groups, n_groups)
+            del replay, outcomes  # before the next batch is recorded
     shares = gather((samples, sums))
     samples, sums = (np.sum([share[part] for share in shares], axis=0) for part in range(2))
     sums[:, 1][~np.isfinite(sums[:, 1])] = np.nan

@@ -7,7 +7,7 @@ dependent was written into is followed by its storage.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -23,9 +23,23 @@ _aten = torch.ops.aten
 # with these a storage changes its size or its owner, and views of it could not be made again
 _REARRANGING = ("aten::resize_", "aten::resize_as_", "aten::set_", "aten::_resize_output_", "aten::set_data")
 _COLLECTIVE = ("c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
-# methods that give a tensor's values to Python without an operation that torch dispatches
-_UNSEEN = ("numpy", "tolist", "data_ptr", "untyped_storage", "storage", "__array__", "__dlpack__", "__deepcopy__")
-_READS = {getattr(Tensor, name): name for name in (*_UNSEEN, "__reduce_ex__")}
+# functions that read an argument's values without an operation that torch dispatches, and which argument
+_UNSEEN: tuple[str, ...] = (
+    "numpy",
+    "tolist",
+    "data_ptr",
+    "untyped_storage",
+    "storage",
+    "__array__",
+    "__dlpack__",
+    "__deepcopy__",
+)
+_UNSEEN += ("__reduce_ex__", "apply_", "map_", "map2_")
+_READS = {getattr(Tensor, name): (f"Tensor.{name}", 0) for name in _UNSEEN}
+_READS |= {Tensor.new_tensor: ("Tensor.new_tensor", 1), torch.tensor: ("torch.tensor", 0)}
+_READS |= {Tensor.tensor_split: ("Tensor.tensor_split", 1), torch.tensor_split: ("torch.tensor_split", 1)}
+# these read the tensors in a list, and hand on a single one
+_LISTS = {torch.as_tensor: ("torch.as_tensor", 0), torch.asarray: ("torch.asarray", 0)}
 
 
 class TapeBroken(Exception):  # noqa: N818 (it is no error of anybody's)
@@ -49,7 +63,10 @@ class _Step:
     single: int | None = None
     several: list[tuple[int, int]] = field(default_factory=list)
     expected: list[tuple[int | None, object]] = field(default_factory=list)  # plain values that Python was given
-    shapes: list[tuple[int, torch.Size]] = field(default_factory=list)  # of outputs whose shape depends on values
+    shapes: list[tuple[int, torch.Size]] = field(default_factory=list)
+    dynamic: bool = False  # whether the shapes may depend on values
+    storages: set[int] = field(default_factory=set)  # that it makes, hands on or writes into
+    read: set[int] = field(default_factory=set)  # storages of the values that it reads
     drop: list[int] = field(default_factory=list)  # slots that are not needed any more
 
     @property
@@ -61,22 +78,35 @@ class Tape:
     """Operations that can be run again.
 
     Attributes:
+        signature: the names of its operations: tapes that differ in it come from different ways through the model.
         overwrites: whether running it writes into the activations that it is given.
+
+    Args:
+        steps: as recorded.
+        values: constants by slot; None where a step makes the value, and in the first slot, the activations'.
+        outputs: slots, or what does not depend on the activations.
+        needed: storages of the outputs.
+        overwrites: as above.
     """
 
-    def __init__(self, steps: list[_Step], values: list[Any], outputs: Sequence[Any], *, overwrites: bool) -> None:
-        self._values, self._outputs, self.overwrites = values, outputs, overwrites
-        self._steps = self._needed(steps)
+    def __init__(
+        self, steps: list[_Step], values: list[Any], outputs: Sequence[Any], needed: set[int], *, overwrites: bool
+    ) -> None:
+        self._outputs, self.overwrites = outputs, overwrites
+        self.signature = tuple(step.name for step in steps)
+        self._steps = self._needed(steps, needed)
+        used = {slot for step in self._steps for _, _, slot in (*step.fills, *step.named)}
+        self._values = [value if slot in used else None for slot, value in enumerate(values)]
         self._forget()
 
-    def _needed(self, steps: list[_Step]) -> list[_Step]:
-        """Without operations whose results nothing reads, and that write nowhere; Python may have read others."""
-        read = {output.number for output in self._outputs if isinstance(output, _Slot)}
+    @staticmethod
+    def _needed(steps: list[_Step], needed: set[int]) -> list[_Step]:
+        """Without operations on memory that nothing reads afterwards; but Python may have read what they give."""
         kept = []
         for step in reversed(steps):
-            if step.expected or step.shapes or _writes(step.operation) or not read.isdisjoint(_made(step)):
+            if step.expected or step.dynamic or not needed.isdisjoint(step.storages):
                 kept.append(step)
-                read.update(slot for _, _, slot in (*step.fills, *step.named))
+                needed = needed | step.storages | step.read
         return kept[::-1]
 
     def _forget(self) -> None:
@@ -163,6 +193,8 @@ class Recorder(TorchDispatchMode):
         busy: whether tensors are looked at by the recorder itself.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.reason: str | None = None
@@ -170,19 +202,24 @@ class Recorder(TorchDispatchMode):
         self._steps: list[_Step] = []
         self._values: list[Any] = []
         self._overwrites = False
+        self._looking_on, self._depth = ExitStack(), (0, 0)
         self._storages: dict[int, tuple[StorageWeakRef, int, torch.dtype]] = {}  # memory that depends, its first slot
         self._slots: dict[int, tuple[weakref.ref[Tensor], tuple[Any, ...], int]] = {}  # by identity of the tensor
         self._views: dict[int, dict[tuple[Any, ...], int]] = {}  # by storage and what part of it a tensor is
-        self._constants: dict[int, int] = {}  # slot by identity; the value keeps the tensor alive
-        self._captured: dict[int, list[tuple[Tensor, int]]] = {}  # constants by storage
-        self._reads = _Reads(self)
+        self._constants: dict[tuple[Any, ...], int] = {}  # slot by identity and memory
+        self._captured: dict[int, list[tuple[Tensor, int]]] = {}  # constants by storage; keeps the tensors alive
         self.busy = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """One forward pass."""
+        """One forward pass.
+
+        The modes that look on are entered where `start` is called and left at the end, so that what comes before the
+        site runs at its full speed.
+        """
         before = _random_states()
-        with self._reads, self:
+        self._depth = _mode_depth()
+        with self._looking_on:
             yield
         if not _same_states(before, _random_states()):
             self.stop("the forward pass draws random numbers")
@@ -191,6 +228,9 @@ class Recorder(TorchDispatchMode):
         """No tape can be made; the pass goes on unrecorded."""
         if self.reason is None:
             self.reason = reason
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._steps, self._values = [], []
         self._captured.clear()
         self._constants.clear()
@@ -198,9 +238,13 @@ class Recorder(TorchDispatchMode):
     def start(self, activation: Tensor) -> None:
         """From here on, whatever depends on this tensor is recorded."""
         self.started = True
+        if _mode_depth() != self._depth:  # ours would be left before one that was entered earlier
+            self.stop("the forward pass reaches it inside a mode for torch's functions or operations")
         if self.reason is None and self._is_plain(activation):
             self._values.append(None)
             self._note(activation, 0)
+            self._looking_on.enter_context(_Reads(self))
+            self._looking_on.enter_context(self)
 
     def depends(self, tensor: Tensor) -> bool:
         """Whether the tensor's memory depends on the activations."""
@@ -216,7 +260,10 @@ class Recorder(TorchDispatchMode):
         ]
         if self.reason is not None:
             return None
-        return Tape(self._steps, self._values, found, overwrites=self._overwrites)
+        needed = {_storage(output) for output in outputs if isinstance(output, Tensor) and self.depends(output)}
+        tape = Tape(self._steps, self._values, found, needed, overwrites=self._overwrites)
+        self._let_go()
+        return tape
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -224,6 +271,11 @@ class Recorder(TorchDispatchMode):
         """Run the operation, and record it if it depends on the activations."""
         kwargs = kwargs or {}
         if not self.started or self.reason is not None:
+            return func(*args, **kwargs)
+        if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
+            return NotImplemented  # the subclass's own handler comes first, and what that does comes here
+        if not isinstance(func, torch._ops.OpOverload):
+            self.stop(f"an operation of a higher order follows it ({func})")
             return func(*args, **kwargs)
         if func.namespace in _COLLECTIVE:  # also of weights: sharded modules gather them and give them back
             self.stop(f"processes exchange data behind it ({func.name()})")
@@ -248,6 +300,9 @@ class Recorder(TorchDispatchMode):
         arguments, fills = self._template(list(args), enumerate(args))
         keywords, named = self._template(dict(kwargs), kwargs.items())
         step = _Step(func, arguments, keywords, fills, named)
+        step.dynamic = func.namespace not in ("aten", "prims") or torch.Tag.dynamic_output_shape in func.tags
+        step.read = {_storage(tensor) for tensor in tensors if self.depends(tensor)}
+        step.storages = {_storage(tensor) for tensor in written if _has_storage(tensor)}
         out = func(*args, **kwargs)
         if self.reason is None:
             self._outputs(step, out, tensors)
@@ -257,15 +312,12 @@ class Recorder(TorchDispatchMode):
     def _may_record(self, func: Any, tensors: list[Tensor]) -> bool:
         if func._schema.name in _REARRANGING:
             self.stop(f"memory changes its size or owner behind it ({func.name()})")
-        else:
-            all(map(self._is_plain, tensors))
         return self.reason is None
 
     def _is_plain(self, tensor: Tensor) -> bool:
-        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            self.stop(f"the forward pass computes with tensors of a kind of their own ({type(tensor).__name__})")
-        elif tensor.is_nested or tensor.layout is not torch.strided:
-            self.stop(f"the forward pass computes with {'nested' if tensor.is_nested else 'sparse'} tensors")
+        if not _has_storage(tensor):
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            self.stop(f"results that depend on it are {kind} tensors")
         return self.reason is None
 
     def _template(self, template: Any, items: Any) -> tuple[Any, list[tuple[Any, int | None, int]]]:
@@ -282,6 +334,8 @@ class Recorder(TorchDispatchMode):
 
     def _slot(self, tensor: Tensor) -> int:
         """Where the tensor's value is at this moment of a run."""
+        if not _has_storage(tensor):  # a sparse matrix, say, that does not depend on anything
+            return self._new(tensor)
         key = _storage(tensor)
         if key not in self._storages:
             return self._constant(tensor, key)
@@ -299,14 +353,16 @@ class Recorder(TorchDispatchMode):
         # a view that was made before the memory depended on anything, or out of torch's sight
         slot = self._new()
         geometry = [list(tensor.size()), list(tensor.stride()), tensor.storage_offset()]
-        self._steps.append(_Step(_aten.as_strided.default, [None, *geometry], {}, [(0, None, base)], [], single=slot))
+        view = _Step(_aten.as_strided.default, [None, *geometry], {}, [(0, None, base)], [], slot, storages={key})
+        self._steps.append(view)
         self._views[key][part] = slot
         return slot
 
     def _constant(self, tensor: Tensor, key: int) -> int:
-        slot = self._constants.get(id(tensor))
+        identity = (id(tensor), key, _part(tensor))
+        slot = self._constants.get(identity)
         if slot is None:
-            slot = self._constants[id(tensor)] = self._new(tensor.detach())
+            slot = self._constants[identity] = self._new(tensor.detach())
             self._captured.setdefault(key, []).append((tensor, slot))
         return slot
 
@@ -314,11 +370,10 @@ class Recorder(TorchDispatchMode):
         """Memory is going to be written: constants that share it keep what they had."""
         if not _has_storage(tensor):
             return
-        for captured, slot in self._captured.pop(_storage(tensor), []):
-            self._values[slot] = (
-                _whole(captured).clone().as_strided(captured.size(), captured.stride(), captured.storage_offset())
-            )
-            del self._constants[id(captured)]
+        key = _storage(tensor)
+        for _, slot in self._captured.pop(key, []):
+            self._values[slot] = _copy(self._values[slot])
+        self._constants = {identity: slot for identity, slot in self._constants.items() if identity[1] != key}
 
     def _adopt(self, tensor: Tensor) -> None:
         """What depends on the activations is going to be written into this tensor's memory."""
@@ -329,7 +384,7 @@ class Recorder(TorchDispatchMode):
             self._freeze(tensor)
             # each run writes into a copy of its own of what was there
             before, base = self._new(_whole(tensor).clone()), self._new()
-            self._steps.append(_Step(_aten.clone.default, [None], {}, [(0, None, before)], [], single=base))
+            self._steps.append(_Step(_aten.clone.default, [None], {}, [(0, None, before)], [], base, storages={key}))
             self._storages[key] = (StorageWeakRef(tensor.untyped_storage()), base, tensor.dtype)
             self._views[key] = {}
         elif self._storages[key][1] == 0:
@@ -345,7 +400,7 @@ class Recorder(TorchDispatchMode):
             if not self._is_plain(value):
                 return
             key = _storage(value)
-            if key not in self._storages and any(_storage(one) == key for one in inputs):
+            if key not in self._storages and any(_has_storage(one) and _storage(one) == key for one in inputs):
                 self.stop(f"an operation hands on memory that does not depend on it ({step.name})")
                 return
             slot = self._new()
@@ -353,8 +408,8 @@ class Recorder(TorchDispatchMode):
                 step.several.append((place, slot))
             else:
                 step.single = slot
-            if torch.Tag.dynamic_output_shape in step.operation.tags:  # type: ignore[attr-defined]
-                step.shapes.append((slot, value.shape))
+            step.shapes.append((slot, value.shape))
+            step.storages.add(key)
             self._note(value, slot)
 
     def _note(self, tensor: Tensor, slot: int) -> None:
@@ -380,9 +435,13 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = None if self._recorder.busy else _READS.get(func)
-        if name is not None and isinstance(args[0], Tensor) and self._recorder.depends(args[0]):
-            self._recorder.stop(f"Python reads values that depend on it (Tensor.{name})")
+        if not self._recorder.busy:
+            name, place = _READS.get(func) or _LISTS.get(func) or ("", 0)
+            read = [*args[place : place + 1], *(kwargs or {}).values()]
+            if func in _LISTS:
+                read = [value for value in read if not isinstance(value, Tensor)]
+            if name and any(map(self._recorder.depends, _tensors(read))):
+                self._recorder.stop(f"Python reads values that depend on it ({name})")
         return func(*args, **(kwargs or {}))
 
 
@@ -433,6 +492,17 @@ def _whole(tensor: Tensor) -> Tensor:
     """All of a tensor's storage, as one row."""
     tensor = tensor.detach()
     return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """The same values in memory of their own, laid out in the same way."""
+    if any(size > 1 and stride == 0 for size, stride in zip(tensor.size(), tensor.stride(), strict=True)):
+        return _whole(tensor).clone().as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _mode_depth() -> tuple[int, int]:
+    return torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()
 
 
 def _random_states() -> list[Tensor]:

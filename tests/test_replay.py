@@ -1,8 +1,10 @@
 """Replays against hooks and full passes: bit for bit on float32."""
 
 import copy
+import gc
 import os
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -79,6 +81,24 @@ def test_replays_equal_hooked_full_passes_bit_for_bit(name, site):
         assert torch.equal(replay.logits, hooked(model, forward, batch, removal, nothing))
 
 
+class Own(torch.Tensor):
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        plain = torch.utils._pytree.tree_map(lambda one: one.inner if isinstance(one, Own) else one, (args, kwargs))
+        out = func(*plain[0], **(plain[1] or {}))
+        return Own.wrap(out) if isinstance(out, torch.Tensor) else out
+
+    @staticmethod
+    def wrap(inner):
+        outer = torch.Tensor._make_wrapper_subclass(Own, inner.size(), strides=inner.stride(), dtype=inner.dtype)
+        outer.inner = inner
+        return outer
+
+
+def own_kind(h):
+    return (Own.wrap(torch.ones(8)) * h).inner
+
+
 class Behind(nn.Module):
     """Something done to what comes behind the site."""
 
@@ -134,22 +154,38 @@ def nested(h):
     return torch.nested.to_padded_tensor(torch.nested.nested_tensor([h[0], h[1, :4]]), 0.0)[:1] + h
 
 
-class Own(torch.Tensor):
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        plain = torch.utils._pytree.tree_map(lambda one: one.inner if isinstance(one, Own) else one, (args, kwargs))
-        out = func(*plain[0], **(plain[1] or {}))
-        return Own.wrap(out) if isinstance(out, torch.Tensor) else out
-
-    @staticmethod
-    def wrap(inner):
-        outer = torch.Tensor._make_wrapper_subclass(Own, inner.size(), strides=inner.stride(), dtype=inner.dtype)
-        outer.inner = inner
-        return outer
+def listed(h):
+    return h + torch.tensor([(h == 0).sum(), 1]).sum()
 
 
-def own_kind(h):
-    return (Own.wrap(torch.ones(8)) * h).inner
+def listed_anew(h):
+    return h + h.new_tensor([(h == 0).sum()])
+
+
+def split_at(h):
+    one, other = torch.tensor_split(h, (1 + (h == 0).any().long())[None], dim=1)
+    return h + one.sum() - other.shape[1]
+
+
+class InAMode(nn.Module):
+    """Its site is called inside a mode that ends before the pass does."""
+
+    def __init__(self):
+        super().__init__()
+        self.site, self.head = nn.Linear(5, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        with torch.device("cpu"):
+            h = self.site(x)
+        return self.head(torch.tanh(h))
+
+
+def in_a_mode(h):
+    raise AssertionError("its model is InAMode")
+
+
+def of_higher_order(h):
+    return torch.cond(torch.tensor(True), torch.sin, torch.cos, (h,))
 
 
 def resized(h):
@@ -193,9 +229,13 @@ FALLBACKS = {
     selected: "the shape of a result depends on its values .aten::index.",
     noise: "the forward pass draws random numbers",
     numpy_noise: "the forward pass draws random numbers",
-    sparse: "the forward pass computes with sparse tensors",
-    nested: "the forward pass computes with nested tensors",
-    own_kind: "the forward pass computes with tensors of a kind of their own .Own.",
+    sparse: "results that depend on it are sparse_coo tensors",
+    nested: "results that depend on it are nested tensors",
+    listed: "Python reads values that depend on it .torch.tensor.",
+    listed_anew: "Python reads values that depend on it .Tensor.new_tensor.",
+    split_at: "Python reads values that depend on it .torch.tensor_split.",
+    in_a_mode: "the forward pass reaches it inside a mode for torch's functions or operations",
+    of_higher_order: "an operation of a higher order follows it .cond.",
     resized: "memory changes its size or owner behind it .aten::resize_.",
     two_types: "memory is read as of two types behind it",
     in_a_thread: "a random ablation by it differs from the same in a full pass",
@@ -216,7 +256,7 @@ def process_group(tmp_path):
 @pytest.mark.parametrize("act", FALLBACKS, ids=lambda act: act.__name__)
 def test_what_cannot_be_replayed_runs_in_full_passes_and_says_why(act):
     torch.manual_seed(0)
-    model = Behind(act).eval()
+    model = (InAMode() if act is in_a_mode else Behind(act)).eval()
     batch = torch.randn(6, 5)
     forwards = []
 
@@ -239,6 +279,132 @@ def test_what_cannot_be_replayed_runs_in_full_passes_and_says_why(act):
             assert torch.equal(classes, torch.arange(6) % 4)
         replayer.record(batch)  # warns once: warnings are errors here
         assert not model.site._forward_hooks
+
+
+def test_another_way_through_the_model_is_tried_too():
+    """Short batches are computed in sight, long ones in a thread."""
+    torch.manual_seed(0)
+    model = Behind(lambda h: in_a_thread(h) if len(h) > 6 else torch.tanh(h)).eval()
+    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    mask = torch.arange(8)[None] < 3
+    with undisturbed(model), torch.no_grad():
+        for size in (6, 4, 6):
+            replayer.record(torch.randn(size, 5))
+        assert replayer.reason is None
+        batch = torch.randn(9, 5)
+        with pytest.warns(UserWarning, match="differs from the same in a full pass"):
+            replay = replayer.record(batch)
+        expected = hooked(model, lambda batch: (model(batch), 0), batch, removal, mask)
+        assert torch.equal(ablate(replay, removal, mask)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["dead", "large logits", "bf16", "one neuron"])
+def test_a_trial_that_proves_nothing_is_made_again(kind):
+    torch.manual_seed(0)
+    site = nn.Linear(5, 1 if kind == "one neuron" else 8)
+    head = nn.Linear(site.out_features, 4)
+    model = nn.Sequential(site, nn.ReLU(), Thread(), head).eval()
+    first, second = torch.randn(1 if kind == "one neuron" else 6, 5), torch.randn(6, 5)
+    with torch.no_grad():
+        if kind == "dead":
+            site.bias.zero_()
+            first.zero_()
+        elif kind == "large logits":
+            head.bias.fill_(1e5)
+        elif kind == "bf16":
+            head.bias.fill_(30)
+    if kind == "bf16":
+        model, first, second = model.bfloat16(), first.bfloat16(), second.bfloat16()
+    removal = Removal("1", 1, "zero", np.zeros(site.out_features), "margin")
+    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    with undisturbed(model), torch.no_grad():
+        with pytest.warns(UserWarning, match="differs from the same in a full pass"):
+            assert [replayer.record(batch) is not None for batch in (first, second)]
+
+
+class Thread(nn.Module):
+    def forward(self, h):
+        return in_a_thread(h)
+
+
+def test_a_trial_that_the_model_refuses():
+    def picky(h):
+        if ((h == 0).sum(1) > 1).any():
+            raise ValueError("too many zeros")
+        return h
+
+    model, batch = Behind(picky).eval(), torch.randn(6, 5)
+    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    with undisturbed(model), torch.no_grad():
+        with pytest.warns(UserWarning, match="a random ablation fails in a full pass .ValueError: too many zeros"):
+            replay = replayer.record(batch)
+        assert len(ablate(replay, removal, torch.eye(8)[:1] > 0)[0]) == 6
+
+
+@torch.library.custom_op("neuroimp_tests::kept", mutates_args=())
+def kept(h: torch.Tensor) -> torch.Tensor:
+    """Like suppression of boxes: how many rows come back depends on their values."""
+    return (h.abs().sum(1) > 0).nonzero()[:, 0]
+
+
+def swapping(weight, other):
+    def act(h):
+        h = h @ weight
+        weight.data = other
+        h = torch.tanh(h @ weight)
+        weight.data = torch.eye(8)
+        return h
+
+    return act
+
+
+@pytest.mark.parametrize("kind", ["own kind", "sparse constant", "swapped weight", "dead branch", "rows kept"])
+def test_more_that_is_replayed(kind):
+    torch.manual_seed(0)
+    adjacency = (torch.rand(8, 8) < 0.3).float().to_sparse()
+    dead = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True)) for _ in range(6)])
+    acts = {
+        "own kind": lambda h: (Own.wrap(torch.ones(8)) * h).inner.sin(),
+        "sparse constant": lambda h: torch.sparse.mm(adjacency, h.T).T,
+        "swapped weight": swapping(nn.Parameter(torch.eye(8)), torch.eye(8) * 2),
+        "dead branch": lambda h: (dead(h), torch.tanh(h))[1],
+        "rows kept": lambda h: h + len(kept(h)),
+    }
+    model, batch = Behind(acts[kind]).eval(), torch.randn(6, 5)
+    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    with undisturbed(model), torch.no_grad():
+        replay = replayer.record(batch)
+        assert replayer.reason is None
+        for mask in (torch.arange(8)[None] < 3, torch.rand(6, 8) < 0.5):
+            expected = hooked(model, lambda batch: (model(batch), 0), batch, removal, mask)
+            assert torch.equal(ablate(replay, removal, mask)[0], expected)
+        if kind == "dead branch":
+            assert len(replay.tape) == 2  # tanh and addmm
+        if kind == "rows kept":
+            mask = torch.ones(1, 8) > 0
+            with pytest.warns(UserWarning, match="the shape of a result depends on its values .neuroimp_tests::kept"):
+                found = ablate(replay, removal, mask)[0]
+            assert torch.equal(found, hooked(model, lambda batch: (model(batch), 0), batch, removal, mask))
+
+
+def test_a_replay_is_freed_with_its_last_name():
+    """No cycle that keeps a batch's tensors until Python looks for cycles."""
+    model = Behind(torch.tanh).eval()
+    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    gc.collect()
+    gc.disable()
+    try:
+        with undisturbed(model):
+            replay = replayer.record(torch.randn(6, 5))
+            seen = weakref.ref(replay.tape), weakref.ref(replay)
+            del replay
+            assert [ref() for ref in seen] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_unchanged_activations_would_prove_nothing():

@@ -277,7 +277,7 @@ class Awkward(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        self.seen, self.size = x, len(x)
+        self.seen = self.fresh = x
         self.rebound = self.rebound + 1
         torch.rand(3), np.random.rand(3)
         return self.head(self.body(x))
