@@ -186,6 +186,7 @@ class Replayer:
         """Half of the neurons, other ones for each sample; the same in every run."""
         shape = (len(activation), activation.shape[self.removal.axis])
         some = torch.randint(2, shape, generator=torch.Generator().manual_seed(0), dtype=torch.bool)
+        some[0, 0] |= not some.any()
         return some.to(activation.device)
 
     @contextmanager

@@ -299,13 +299,14 @@ def test_another_way_through_the_model_is_tried_too():
         assert torch.equal(ablate(replay, removal, mask)[0], expected)
 
 
-@pytest.mark.parametrize("kind", ["dead", "large logits", "bf16", "one neuron"])
+@pytest.mark.parametrize("kind", ["dead", "large logits", "bf16", "one neuron, one sample"])
 def test_a_trial_that_proves_nothing_is_made_again(kind):
     torch.manual_seed(0)
-    site = nn.Linear(5, 1 if kind == "one neuron" else 8)
+    alone = kind == "one neuron, one sample"
+    site = nn.Linear(5, 1 if alone else 8)
     head = nn.Linear(site.out_features, 4)
     model = nn.Sequential(site, nn.ReLU(), Thread(), head).eval()
-    first, second = torch.randn(1 if kind == "one neuron" else 6, 5), torch.randn(6, 5)
+    first, second = (torch.randn(1 if alone else 6, 5) for _ in range(2))
     with torch.no_grad():
         if kind == "dead":
             site.bias.zero_()
