@@ -247,7 +247,7 @@ class Site:
             outcomes = []
             for way, replayer in enumerate(replayers):
                 took, outcome = self.timed(
-                    partial(ablate_orders, replayer, [((x, y), groups)], self.orders, removed, 10)
+                    partial(ablate_orders, replayer, [((x, y), groups, groups)], self.orders, removed)
                 )
                 seconds[way] += took
                 outcomes.append(outcome)
@@ -322,10 +322,9 @@ class Site:
             replayer = Replayer(self.model, self.forward, self.removal, full_passes=full)
             ablate_orders(
                 replayer,
-                [((self.batches[0][0], self.batches[0][1]), self.batches[0][2])],
+                [((self.batches[0][0], self.batches[0][1]), self.batches[0][2], self.batches[0][2])],
                 self.orders[:1],
                 np.array([1]),
-                10,
             )
 
     def full(self, mask: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Deletion curves and their random control, from per-sample group numbers; knows no clusters."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lightning_neuroimp.batches import to_numpy
@@ -21,28 +21,42 @@ MAX_LOGITS = 2**20
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What became of each group of samples, summed over its samples.
+    """What became of each sample.
 
     Attributes:
-        samples: group sizes.
-        correct: right predictions for each order, number of removed neurons and group.
-        margin: sum of the margins; NaN where one is not finite.
-        intact_correct, intact_margin: the same with all neurons.
+        sample: number of each sample, ascending.
+        group: its group.
+        correct: whether it is predicted right, for each order and number of removed neurons.
+        margin: its margin, in logits; not finite where its logits are not.
+        predicted: its predicted class; -1 where its logits are NaN.
+        intact_correct, intact_margin, intact_predicted: the same with all neurons.
     """
 
-    samples: Int[np.ndarray, " group"]
-    correct: Float[np.ndarray, "order point group"]
-    margin: Float[np.ndarray, "order point group"]
-    intact_correct: Float[np.ndarray, " group"]
-    intact_margin: Float[np.ndarray, " group"]
+    sample: Int[np.ndarray, " sample"]
+    group: Int[np.ndarray, " sample"]
+    correct: Bool[np.ndarray, "order point sample"]
+    margin: Float[np.ndarray, "order point sample"]
+    predicted: Int[np.ndarray, "order point sample"]
+    intact_correct: Bool[np.ndarray, " sample"]
+    intact_margin: Float[np.ndarray, " sample"]
+    intact_predicted: Int[np.ndarray, " sample"]
+
+    def joined(self, more: "Outcomes") -> "Outcomes":
+        """With the orders of other outcomes of the same samples behind these."""
+        assert np.array_equal(self.sample, more.sample)
+        return replace(
+            self,
+            correct=np.concatenate([self.correct, more.correct]),
+            margin=np.concatenate([self.margin, more.margin]),
+            predicted=np.concatenate([self.predicted, more.predicted]),
+        )
 
 
 def ablate_orders(
     replayer: Replayer,
-    batches: Iterable[tuple[Any, Int[np.ndarray, " sample"]]],
+    batches: Iterable[tuple[Any, Int[np.ndarray, " sample"], Int[np.ndarray, " sample"]]],
     orders: Sequence[Int[np.ndarray, "_ neuron"]],
     removed: Int[np.ndarray, " point"],
-    n_groups: int,
     *,
     gather: Gather = alone,
     tick: Callable[[], None] = lambda: None,
@@ -54,28 +68,82 @@ def ablate_orders(
 
     Args:
         replayer: of the model and the removal.
-        batches: batches with the group number of each sample; samples in group -1 are run but not counted.
+        batches: batches with the number and the group of each sample; samples in group -1 are run but not counted.
         orders: each is a row of neurons to remove, first to last, per group, or one row for all groups.
         removed: how many neurons to remove.
-        n_groups: number of groups.
-        gather: sums over processes.
+        gather: collects from processes.
         tick: called for every order and point of every batch, and once more for the intact one.
     """
     masks, which = distinct_masks(orders, removed)
-    samples = np.zeros(n_groups, np.int64)
-    sums = np.zeros((1 + len(masks), 2, n_groups))
+    uses = np.bincount(which, minlength=len(masks))
+    mine: list[tuple[Shaped[np.ndarray, "..."], ...]] = []
     with torch.no_grad():
-        for batch, groups in batches:
-            samples += np.bincount(groups[groups >= 0], minlength=n_groups)
+        for batch, numbers, groups in batches:
             replay = replayer.record(batch)
-            outcomes = _replays(replay, replayer.removal, masks, groups, np.bincount(which, minlength=len(masks)), tick)
-            sums += _sum_groups(outcomes, groups, n_groups)
-            del replay, outcomes  # before the next batch is recorded
-    shares = gather((samples, sums))
-    samples, sums = (np.sum([share[part] for share in shares], axis=0) for part in range(2))
-    sums[:, 1][~np.isfinite(sums[:, 1])] = np.nan
-    tables = sums[1:][which].reshape(len(orders), len(removed), 2, n_groups)
-    return Outcomes(samples, tables[:, :, 0], tables[:, :, 1], sums[0, 0], sums[0, 1])
+            table = _outcomes(_replays(replay, replayer.removal, masks, groups, uses, tick))
+            counted = groups >= 0
+            mine.append((numbers[counted], groups[counted], *(part[:, counted] for part in table)))
+            del replay  # before the next batch is recorded
+    shares = [one for share in gather(mine) for one in share]
+    if not shares:
+        nobody, nothing = np.zeros(0, np.int64), np.zeros((len(orders), len(removed), 0))
+        empty = nothing.astype(bool), nothing, nothing.astype(np.int64)
+        return Outcomes(nobody, nobody, *empty, *(part[0, 0] for part in empty))
+    order = np.argsort(np.concatenate([share[0] for share in shares]), kind="stable")
+    sample, group = (np.concatenate([share[part] for share in shares])[order] for part in range(2))
+    correct, margins, predicted = (
+        np.concatenate([share[part] for share in shares], axis=1)[:, order] for part in range(2, 5)
+    )
+    shape = (len(orders), len(removed), -1)
+    correct_at, margin_at, predicted_at = (part[1:][which].reshape(shape) for part in (correct, margins, predicted))
+    return Outcomes(sample, group, correct_at, margin_at, predicted_at, correct[0], margins[0], predicted[0])
+
+
+def greedy_orders(
+    replayer: Replayer,
+    batches: Iterable[tuple[Any, Int[np.ndarray, " sample"], Int[np.ndarray, " sample"]]],
+    removed: Int[np.ndarray, " point"],
+    n_groups: int,
+    *,
+    gather: Gather = alone,
+) -> Int[np.ndarray, "group neuron"]:
+    """For each group an order of removal found greedily on its own samples.
+
+    At each point it takes those neurons whose removal, together with those before, lowers the margin most. Neurons
+    behind the last point come in any order.
+
+    Takes a whole pass and one of what follows the site per neuron, at each point.
+
+    Args:
+        replayer: of the model and the removal.
+        batches: as in `ablate_orders`.
+        removed: the points.
+        n_groups: number of groups.
+        gather: sums over processes.
+    """
+    n_neurons, kept = replayer.removal.n_neurons, list(batches)
+    order = np.zeros((n_groups, 0), np.int64)
+    every = np.eye(n_neurons, dtype=bool)
+    for count in removed.tolist():
+        gone = np.zeros((n_groups, n_neurons), bool)
+        np.put_along_axis(gone, order, True, axis=1)
+        left = np.zeros((n_neurons, n_groups))  # sum of the margins without each neuron
+        with torch.no_grad():
+            for batch, _, groups in kept:
+                masks = [gone | every[neuron] for neuron in range(n_neurons)]
+                replays = _replays(
+                    replayer.record(batch), replayer.removal, masks, groups, np.ones(n_neurons, np.int64), lambda: None
+                )
+                margins = _outcomes(replays)[1][1:]
+                for group in np.unique(groups[groups >= 0]).tolist():
+                    left[:, group] += np.nan_to_num(margins[:, groups == group]).sum(1)
+        left = np.sum(gather(left), axis=0).T
+        left[gone] = np.inf
+        best = np.argsort(left, axis=1, kind="stable")[:, : count - order.shape[1]]
+        order = np.concatenate([order, best], axis=1)
+    rest = np.ones((n_groups, n_neurons), bool)
+    np.put_along_axis(rest, order, False, axis=1)
+    return np.concatenate([order, np.nonzero(rest)[1].reshape(n_groups, -1)], axis=1)
 
 
 def distinct_masks(
@@ -124,39 +192,27 @@ def _replays(
             tick()
 
 
-def _sum_groups(
-    outcomes: Iterator[tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]],
-    groups: Int[np.ndarray, " sample"],
-    n_groups: int,
-) -> Float[np.ndarray, "outcome 2 group"]:
-    """Right predictions and margins of each outcome, summed over each group."""
-    tables: list[Float[np.ndarray, "outcome 2 group"]] = []
+def _outcomes(
+    replays: Iterator[tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]],
+) -> tuple[Bool[np.ndarray, "mask sample"], Float[np.ndarray, "mask sample"], Int[np.ndarray, "mask sample"]]:
+    """Right or wrong, margin and predicted class of each sample in each replay."""
+    tables: list[list[Shaped[np.ndarray, "mask sample"]]] = []
     waiting: list[tuple[Tensor, Tensor]] = []
-    member = torch.from_numpy(np.arange(n_groups)[:, None] == groups).double()
 
     def count() -> None:
         logits = torch.cat([one for one, _ in waiting])
         classes = torch.cat([one for _, one in waiting])
-        # argmax names the first NaN, which must not count as a right prediction
-        correct = (logits.argmax(1) == classes) & ~logits.isnan().any(1)
-        values = torch.stack([correct.to(logits.dtype), margin(logits, classes)]).cpu().double()
-        values = values.reshape(2, len(waiting), -1).transpose(0, 1)
-        tables.append(to_numpy(_product(values, member)))
+        # argmax names the first NaN, which must not count as a prediction
+        predicted = logits.argmax(1).where(~logits.isnan().any(1), -1)
+        parts = to_numpy(predicted == classes), to_numpy(margin(logits, classes)), to_numpy(predicted)
+        tables.append([part.reshape(len(waiting), -1) for part in parts])
         waiting.clear()
 
-    for outcome in outcomes:
+    for outcome in replays:
         waiting.append(outcome)
         if len(waiting) * outcome[0].numel() >= MAX_LOGITS:
             count()
     if waiting:
         count()
-    return np.concatenate(tables)
-
-
-def _product(values: Tensor, member: Tensor) -> Tensor:
-    """Sums per group; a value that is not finite spoils the sum of its own group only."""
-    sums = values.nan_to_num(0.0, 0.0, 0.0) @ member.T
-    finite = values.isfinite()
-    if not finite.all():
-        sums = sums.where((~finite).double() @ member.T == 0, torch.nan)
-    return sums
+    correct, margins, predicted = (np.concatenate([table[part] for table in tables]) for part in range(3))
+    return correct, margins.astype(np.float64), predicted

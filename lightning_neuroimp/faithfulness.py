@@ -1,16 +1,17 @@
 """Faithfulness: rankings to ablate by, and what their outcomes say against random removal."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from lightning_neuroimp import statistics
 from lightning_neuroimp.deletion import Outcomes
 from lightning_neuroimp.diagnosis import verdict
 from lightning_neuroimp.probe import sample_keys
-from lightning_neuroimp.results import Faithfulness, Importance, Overall, Results
+from lightning_neuroimp.results import Comparison, Faithfulness, Importance, Overall, Results, Specificity
 
 REFERENCES = ("activation size", "one ranking for all clusters")
 """Rankings that a score should beat: mean |activation - baseline|, and the same score's mean over all clusters."""
@@ -27,6 +28,10 @@ class AblationFaithfulness:
         fractions: shares of the neurons to remove, each rounded up, without repeats.
         max_samples: at most so many samples of the probe set.
         every_n_epochs: measure in every n-th measured epoch of the callback.
+        least_first: also remove the least important neurons first, for the symmetric relevance gain.
+        greedy: also remove neurons in an order found greedily, for the normalised gap; takes a pass of what follows the
+            site for each neuron at each fraction.
+        specificity: also remove each cluster's top tenth of the neurons from all other clusters.
         max_overhead: skip a check that would take more than this share of the time since the last one; the first one,
             and the one at the end of the last epoch, are always made. None: never skip.
     """
@@ -36,6 +41,9 @@ class AblationFaithfulness:
     max_samples: int = 512
     every_n_epochs: int = 1
     max_overhead: float | None = 0.1
+    least_first: bool = False
+    greedy: bool = False
+    specificity: bool = False
 
     def __post_init__(self) -> None:
         # a list is what YAML and the command line give
@@ -56,10 +64,12 @@ class AblationFaithfulness:
     def forward_passes(self, n_attributions: int, n_neurons: int | None = None) -> int:
         """Passes over the samples at one site, without its number of neurons at most.
 
-        One is a whole forward pass, all others run what follows the site.
+        One is a whole forward pass, all others run what follows the site. With more than 19 random orders there is
+        another whole pass for each round of them; `greedy` and `specificity` come on top.
         """
         n_points = len(self.fractions) if n_neurons is None else len(statistics.points(self.fractions, n_neurons))
-        return 1 + n_points * (self.n_random + 2 * n_attributions + 1)
+        n_rankings = (3 if self.least_first else 2) * n_attributions + 1
+        return 1 + n_points * (self.n_random + n_rankings)
 
 
 def choose_samples(results: Results, max_samples: int) -> Int[np.ndarray, " chosen"]:
@@ -69,19 +79,56 @@ def choose_samples(results: Results, max_samples: int) -> Int[np.ndarray, " chos
     return member[np.argsort(keys, kind="stable")[:max_samples]]
 
 
-def rankings(ones: Sequence[Importance]) -> list[Int[np.ndarray, "group neuron"]]:
-    """Orders of removal per group (cluster and half), each from the other half's scores, most important first.
+@dataclass(frozen=True)
+class Plan:
+    """Orders of removal at one site, and which of them is what; each holds a row per group (cluster and half).
 
-    First each attribution's, then that of the activations' size, then each attribution's one order for all clusters.
+    Attributes:
+        orders: before the random control.
+        own: of each attribution.
+        size: of the activations' size.
+        shared: of each attribution's one ranking for all clusters.
+        least: of each attribution, least important first; empty where that was not asked for.
+        greedy: of the greedy order; None where that was not asked for.
     """
+
+    orders: list[Int[np.ndarray, "group neuron"]]
+    own: list[int]
+    size: int
+    shared: list[int]
+    least: list[int]
+    greedy: int | None
+
+    @property
+    def control(self) -> int:
+        """Where the random control begins."""
+        return len(self.orders)
+
+
+def plan(
+    ones: Sequence[Importance], settings: AblationFaithfulness, greedy: Int[np.ndarray, "group neuron"] | None = None
+) -> Plan:
+    """Orders of removal, each group's from the other half's scores, most important first.
+
+    Args:
+        ones: the attributions of a site.
+        settings: what is asked for.
+        greedy: the greedy order of each group, from its own samples.
+    """
+    n = len(ones)
     own = [_orders(one.half_mean) for one in ones]
-    size = _orders(ones[0].half_deviation)
     shared = []
     for one in ones:
         weight = one.count / np.maximum(one.count.sum(1, keepdims=True), 1)
         mean = (weight[..., None] * np.nan_to_num(one.half_mean)).sum(1, keepdims=True)
         shared.append(_orders(np.repeat(mean, one.half_mean.shape[1], axis=1)))
-    return [*own, size, *shared]
+    orders = [*own, _orders(ones[0].half_deviation), *shared]
+    least = list(range(len(orders), len(orders) + n)) if settings.least_first else []
+    orders += [order[:, ::-1] for order in own] if settings.least_first else []
+    if greedy is not None:
+        orders.append(greedy.reshape(-1, 2, greedy.shape[1])[:, ::-1].reshape(greedy.shape))  # of the other half
+    last = len(orders) - 1
+    return Plan(orders, list(range(n)), n, list(range(n + 1, 2 * n + 1)), least, None if greedy is None else last)
 
 
 def _orders(half_scores: Float[np.ndarray, "half cluster neuron"]) -> Int[np.ndarray, "group neuron"]:
@@ -89,119 +136,268 @@ def _orders(half_scores: Float[np.ndarray, "half cluster neuron"]) -> Int[np.nda
     return np.argsort(-swapped, axis=-1, kind="stable").reshape(-1, half_scores.shape[-1])
 
 
-def judge(
-    importance: Importance,
-    outcomes: Outcomes,
-    removed: Int[np.ndarray, " point"],
-    control: Int[np.ndarray, "draw neuron"],
-    position: int,
-    n_attributions: int,
-) -> Faithfulness:
-    """Curves, gaps, p-values, datamodeling scores and verdicts from ablation outcomes.
+class Judge:
+    """Curves, gaps, p-values, intervals and verdicts from ablation outcomes at one site.
 
     Args:
-        importance: whose ranking is judged.
-        outcomes: orders as `rankings` lists them, then the random control; groups are clusters and halves.
+        ones: the attributions.
+        outcomes: orders as in `plan`, then the random control; groups are clusters and halves.
+        plan: which order is what.
         removed: the points of the curves.
-        control: the random orders.
-        position: which of the attributions this one is.
-        n_attributions: how many there are.
+        control: the random orders that were made.
+        n_draws: how many were asked for.
+        seed: of resampling.
     """
-    samples = outcomes.samples.reshape(-1, 2)
-    # a half without samples in the other half has no ranking: its samples say nothing
-    ranked = (importance.count[::-1].T > 0) & (samples > 0)
-    samples = np.where(ranked, samples, 0)
-    size = samples.sum(1)
 
-    def pooled(sums: Float[np.ndarray, "*rest group"]) -> Float[np.ndarray, "*rest cluster"]:
-        total = np.where(ranked, sums.reshape(*sums.shape[:-1], -1, 2), 0.0).sum(-1)
-        return np.divide(total, size, out=np.full(total.shape, np.nan), where=size > 0)
+    def __init__(
+        self,
+        ones: Sequence[Importance],
+        outcomes: Outcomes,
+        plan: Plan,
+        removed: Int[np.ndarray, " point"],
+        control: Int[np.ndarray, "draw neuron"],
+        n_draws: int,
+        seed: Sequence[int],
+    ) -> None:
+        self.ones, self.outcomes, self.plan, self.removed = ones, outcomes, plan, removed
+        self.control, self.n_draws, self.seed = control, n_draws, seed
+        cluster, half = outcomes.group // 2, outcomes.group % 2
+        # a half without samples in the other half has no ranking: its samples say nothing
+        count = ones[0].count
+        ranked = (count[::-1] > 0).T[cluster, half] if len(cluster) else np.zeros(0, bool)
+        self.rows = [np.flatnonzero(ranked & (cluster == row)) for row in range(count.shape[1])]
+        self.half_rows = [[rows[half[rows] == side] for side in range(2)] for rows in self.rows]
+        self.samples = np.array([[len(side) for side in sides] for sides in self.half_rows], np.int64).reshape(-1, 2)
+        self.size = self.samples.sum(1)
+        self.level = outcomes.correct.mean(1)  # of each order, over the points: (order, sample)
+        self.accuracy = self._pooled(outcomes.correct)  # (order, cluster, point)
+        self.margin = self._pooled(outcomes.margin)
 
-    accuracy = pooled(outcomes.correct).swapaxes(1, 2)  # (order, cluster, point)
-    margin = pooled(outcomes.margin).swapaxes(1, 2)
-    n_rankings = 2 * n_attributions + 1
-    curve, control_curves = accuracy[position], accuracy[n_rankings:]
-    references = accuracy[[n_attributions, n_attributions + 1 + position]]
-    p_value, p_worse = statistics.gap_p_values(curve, control_curves)
-    lds = _lds(importance, outcomes, samples, removed, control, n_rankings)
-    gap, relative = statistics.gap(curve, control_curves), statistics.relative_gap(curve, control_curves)
-    reference_gap = np.stack([statistics.gap(one, control_curves) for one in references])
+    def _pooled(self, values: Shaped[np.ndarray, "*rest sample"]) -> Float[np.ndarray, "..."]:
+        """Mean over the samples of each cluster, clusters in front of the last axis that is left."""
+        empty = np.full(values.shape[:-1], np.nan)
+        means = [values[..., rows].mean(-1) if len(rows) else empty for rows in self.rows]
+        return np.moveaxis(np.array(means), 0, min(1, values.ndim - 1))
 
-    smallest = samples.min(1)
-    intact = pooled(outcomes.intact_correct)
-    return Faithfulness(
-        removed=removed,
-        samples=samples.T,
-        intact_accuracy=intact,
-        intact_margin=pooled(outcomes.intact_margin),
-        accuracy=curve,
-        margin=margin[position],
-        random_accuracy=control_curves,
-        random_margin=margin[n_rankings:],
-        references=REFERENCES,
-        reference_accuracy=references,
-        gap=gap,
-        relative_gap=relative,
-        p_value=p_value,
-        p_value_worse=p_worse,
-        lds=lds,
-        reference_gap=reference_gap,
-        verdict=tuple(
-            verdict(float(p_value[row]), float(p_worse[row]), float(relative[row]), int(smallest[row]))
-            for row in range(len(size))
-        ),
-        overall=_overall(curve, control_curves, references, intact, lds, samples),
-    )
+    def decided(self) -> bool:
+        """Whether more random orders could not change any p-value's side of the level."""
+        for own in self.plan.own:
+            for curve, control in self._curves(own):
+                upper, lower = statistics.sequential_gap_p_values(curve, control, self.n_draws)
+                if not np.isnan(curve).any() and (upper is None or lower is None):
+                    return False
+        return True
+
+    def _curves(self, order: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The curve and the control of each cluster, then of all together."""
+        control = self.accuracy[self.plan.control :]
+        curves = [(self.accuracy[order, row], control[:, row]) for row in range(len(self.rows))]
+        return [*curves, (self._together(self.accuracy[order]), self._together(control))]
+
+    def _together(self, curves: Float[np.ndarray, "*some cluster point"]) -> Float[np.ndarray, "*some point"]:
+        return np.asarray(statistics.weighted_mean(curves.swapaxes(-1, -2), self.size))
+
+    def faithfulness(self, position: int) -> Faithfulness:
+        """All that is known of one attribution's ranking."""
+        own, n_clusters = self.plan.own[position], len(self.rows)
+        curve, control = self.accuracy[own], self.accuracy[self.plan.control :]
+        references = self.accuracy[[self.plan.size, self.plan.shared[position]]]
+        least = self.accuracy[self.plan.least[position]] if self.plan.least else None
+        greedy = None if self.plan.greedy is None else self.accuracy[self.plan.greedy]
+        p_values = np.array([self._p_values(*pair) for pair in self._curves(own)])
+        gap, relative = statistics.gap(curve, control), statistics.relative_gap(curve, control)
+        lds, lds_replicates = self._lds(self.ones[position])
+        replicates = [self._gap_replicates(own, rows) for rows in [*self.rows, np.concatenate(self.rows)]]
+        n_samples = [*self.size.tolist(), int(self.size.sum())]
+        intervals = np.stack([statistics.bootstrap_interval(*pair) for pair in zip(replicates, n_samples, strict=True)])
+        gains = [self._srg(position, rows) for rows in [*self.rows, np.concatenate(self.rows)]]
+        n_lds = len(self.control)
+        lds_intervals = [statistics.bootstrap_interval(one, n_lds) for one in lds_replicates]
+        lds_together = np.asarray(statistics.weighted_mean(np.stack(lds_replicates, -1), self.size))
+        smallest = self.samples.min(1)
+        nan = np.full(n_clusters, np.nan)
+        greedy_gap = None if greedy is None else statistics.gap(greedy, control)
+        intact = self._pooled(self.outcomes.intact_correct)
+        whole = self._together(curve), self._together(control)
+        whole_gap, whole_relative = float(statistics.gap(*whole)), float(statistics.relative_gap(*whole))
+        overall = Overall(
+            intact_accuracy=float(statistics.weighted_mean(intact, self.size)),
+            accuracy=whole[0],
+            random_accuracy=whole[1],
+            reference_accuracy=self._together(references),
+            gap=whole_gap,
+            relative_gap=whole_relative,
+            p_value=float(p_values[-1, 0]),
+            p_value_worse=float(p_values[-1, 1]),
+            lds=float(statistics.weighted_mean(lds, self.size)),
+            verdict=verdict(
+                float(p_values[-1, 0]), float(p_values[-1, 1]), whole_relative, int(self.samples.sum(0).min())
+            ),
+            reference_gap=np.stack([statistics.gap(self._together(one), whole[1]) for one in references]),
+            gap_interval=intervals[-1],
+            lds_interval=statistics.bootstrap_interval(lds_together, n_lds),
+            least_accuracy=None if least is None else self._together(least),
+            srg=gains[-1][0],
+            srg_interval=gains[-1][1],
+            greedy_accuracy=None if greedy is None else self._together(greedy),
+            normalised_gap=_share(
+                whole_gap, float("nan") if greedy is None else float(statistics.gap(self._together(greedy), whole[1]))
+            ),
+        )
+        return Faithfulness(
+            removed=self.removed,
+            samples=self.samples.T,
+            intact_accuracy=intact,
+            intact_margin=self._pooled(self.outcomes.intact_margin),
+            accuracy=curve,
+            margin=self.margin[own],
+            random_accuracy=control,
+            random_margin=self.margin[self.plan.control :],
+            references=REFERENCES,
+            reference_accuracy=references,
+            gap=gap,
+            relative_gap=relative,
+            p_value=p_values[:-1, 0],
+            p_value_worse=p_values[:-1, 1],
+            lds=lds,
+            reference_gap=np.stack([statistics.gap(one, control) for one in references]),
+            verdict=tuple(
+                verdict(float(p_values[row, 0]), float(p_values[row, 1]), float(relative[row]), int(smallest[row]))
+                for row in range(n_clusters)
+            ),
+            gap_interval=intervals[:-1],
+            lds_interval=np.stack(lds_intervals),
+            least_accuracy=least,
+            srg=np.array([value for value, _ in gains[:-1]]),
+            srg_interval=np.stack([interval for _, interval in gains[:-1]]),
+            greedy_accuracy=greedy,
+            normalised_gap=nan if greedy_gap is None else np.array(list(map(_share, gap, greedy_gap))),
+            q_value=nan,
+            n_draws=self.n_draws,
+            specificity=None,
+            overall=overall,
+        )
+
+    def _generator(self, *more: int) -> np.random.Generator:
+        return np.random.default_rng([*self.seed, *more])
+
+    def _p_values(self, curve: np.ndarray, control: np.ndarray) -> tuple[float, float]:
+        if len(control) < self.n_draws:
+            early = statistics.sequential_gap_p_values(curve, control, self.n_draws)
+            upper, lower = (np.nan if p_value is None else p_value for p_value in early)
+        else:
+            upper, lower = map(float, statistics.gap_p_values(curve, control))
+        return upper, lower
+
+    def _gap_replicates(self, order: int, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, " replicate"]:
+        if len(rows) < 2:
+            return np.full(statistics.N_REPLICATES, np.nan)
+        control = self.level[self.plan.control :, rows]
+        return statistics.gap_replicates(self.level[order, rows], control, self._generator(1))
+
+    def _srg(self, position: int, rows: Int[np.ndarray, " row"]) -> tuple[float, Float[np.ndarray, "2"]]:
+        if not self.plan.least or not len(rows):
+            return float("nan"), np.full(2, np.nan)
+        gain = self.level[self.plan.least[position], rows] - self.level[self.plan.own[position], rows]
+        return float(gain.mean()), self._mean_interval(gain)
+
+    def _mean_interval(self, values: Float[np.ndarray, " sample"]) -> Float[np.ndarray, "2"]:
+        if len(values) < 2:
+            return np.full(2, np.nan)
+        weights = statistics.resamples(len(values), statistics.N_REPLICATES, self._generator(2))
+        return statistics.bootstrap_interval(weights @ values, len(values))
+
+    def _lds(self, one: Importance) -> tuple[Float[np.ndarray, " cluster"], list[Float[np.ndarray, " replicate"]]]:
+        """Linear datamodeling score from the control's masks nearest to 10%, mean of the halves, and resampled."""
+        n_draws, point = len(self.control), nearest(self.removed, self.control.shape[1], LDS_FRACTION)
+        masks: Bool[np.ndarray, "draw neuron"] = np.argsort(self.control, axis=1) < self.removed[point]
+        draws = self._generator(3).integers(n_draws, size=(statistics.N_REPLICATES, n_draws))
+        score, replicates = np.full(self.samples.shape, np.nan), []
+        for cluster, sides in enumerate(self.half_rows):
+            halves = np.full((2, statistics.N_REPLICATES), np.nan)
+            for half, rows in enumerate(sides):
+                if not len(rows):
+                    continue
+                effects = self.outcomes.intact_margin[rows] - self.outcomes.margin[self.plan.control :, point, rows]
+                scores = one.half_mean[1 - half, cluster]
+                score[cluster, half] = statistics.linear_datamodeling_score(scores, masks, effects.mean(1))
+                weights = statistics.resamples(len(rows), statistics.N_REPLICATES, self._generator(4, cluster, half))
+                resampled = np.take_along_axis(weights @ effects.T, draws, axis=1)
+                halves[half] = statistics.row_correlations((masks @ scores)[draws], resampled)
+            replicates.append(np.asarray(statistics.weighted_mean(halves.T, np.ones(2))))
+        return np.asarray(statistics.weighted_mean(score, np.ones(2))), replicates
+
+    def comparisons(self) -> list[Comparison]:
+        """Each two attributions."""
+        found = []
+        for first, second in itertools.combinations(range(len(self.ones)), 2):
+            better = self.level[self.plan.own[second]] - self.level[self.plan.own[first]]
+            rows = np.concatenate(self.rows)
+            found.append(
+                Comparison(
+                    site=self.ones[0].site,
+                    first=self.ones[first].attribution,
+                    second=self.ones[second].attribution,
+                    difference=float(better[rows].mean()) if len(rows) else float("nan"),
+                    interval=self._mean_interval(better[rows]),
+                    cluster_difference=np.array(
+                        [better[rows].mean() if len(rows) else np.nan for rows in self.rows], float
+                    ),
+                    cluster_interval=np.stack([self._mean_interval(better[rows]) for rows in self.rows]),
+                )
+            )
+        return found
 
 
-def _overall(
-    curve: Float[np.ndarray, "cluster point"],
-    control: Float[np.ndarray, "draw cluster point"],
-    references: Float[np.ndarray, "reference cluster point"],
-    intact: Float[np.ndarray, " cluster"],
-    lds: Float[np.ndarray, " cluster"],
-    samples: Int[np.ndarray, "cluster half"],
-) -> Overall:
-    """All clusters together: curves weighted by size first, statistics of them after."""
-    size = samples.sum(1)
-
-    def together(curves: Float[np.ndarray, "*some cluster point"]) -> Float[np.ndarray, "*some point"]:
-        return np.asarray(statistics.weighted_mean(curves.swapaxes(-1, -2), size))
-
-    curve, control, references = together(curve), together(control), together(references)
-    p_value, p_worse = map(float, statistics.gap_p_values(curve, control))
-    relative = float(statistics.relative_gap(curve, control))
-    return Overall(
-        intact_accuracy=float(statistics.weighted_mean(intact, size)),
-        accuracy=curve,
-        random_accuracy=control,
-        reference_accuracy=references,
-        gap=float(statistics.gap(curve, control)),
-        relative_gap=relative,
-        p_value=p_value,
-        p_value_worse=p_worse,
-        lds=float(statistics.weighted_mean(lds, size)),
-        verdict=verdict(p_value, p_worse, relative, int(samples.sum(0).min())),
-        reference_gap=np.stack([statistics.gap(one, control) for one in references]),
-    )
+def nearest(removed: Int[np.ndarray, " point"], n_neurons: int, fraction: float) -> int:
+    """The point of the curves nearest to a fraction of the neurons."""
+    return int(np.abs(removed - fraction * n_neurons).argmin())
 
 
-def _lds(
-    importance: Importance,
+def _share(gap: float, greedy: float) -> float:
+    return float(gap) / float(greedy) if greedy > 0 else float("nan")
+
+
+def specificity_orders(one: Importance) -> list[Int[np.ndarray, "group neuron"]]:
+    """For each cluster the order of its own neurons, from the other half, for the samples of all clusters."""
+    halves = np.argsort(-one.half_mean[::-1], axis=-1, kind="stable")  # (half that is removed on, cluster, neuron)
+    n_clusters = halves.shape[1]
+    return [np.tile(halves[:, cluster], (n_clusters, 1)) for cluster in range(n_clusters)]
+
+
+def judge_specificity(
+    one: Importance,
     outcomes: Outcomes,
-    samples: Int[np.ndarray, "cluster half"],
-    removed: Int[np.ndarray, " point"],
-    control: Int[np.ndarray, "draw neuron"],
-    n_rankings: int,
-) -> Float[np.ndarray, " cluster"]:
-    """Linear datamodeling score from the control's masks nearest to 10%, mean of the two halves."""
-    point = int(np.abs(removed - LDS_FRACTION * control.shape[1]).argmin())
-    masks: Bool[np.ndarray, "draw neuron"] = np.argsort(control, axis=1) < removed[point]
-    intact = outcomes.intact_margin.reshape(-1, 2)
-    margins = outcomes.margin[n_rankings:, point].reshape(len(control), -1, 2)
-    score = np.full(samples.shape, np.nan)
-    for cluster, half in zip(*np.nonzero(samples), strict=True):
-        effects = (intact[cluster, half] - margins[:, cluster, half]) / samples[cluster, half]
-        scores = importance.half_mean[1 - half, cluster]
-        score[cluster, half] = statistics.linear_datamodeling_score(scores, masks, effects)
-    return np.asarray(statistics.weighted_mean(score, np.ones(2)))
+    removed: int,
+    target: Int[np.ndarray, " sample"],
+    classes: Int[np.ndarray, " cluster"],
+    seed: int,
+) -> Specificity:
+    """Damage of each cluster's top neurons to each cluster.
+
+    Args:
+        one: whose rankings were removed.
+        outcomes: one order per cluster, as `specificity_orders` lists them, at one point.
+        removed: how many neurons.
+        target: class of each sample of the outcomes.
+        classes: the one class of each cluster; -1 where it has several.
+        seed: of the assignments that are drawn.
+    """
+    cluster, half = outcomes.group // 2, outcomes.group % 2
+    n = len(classes)
+    damage, balanced = np.full((n, n), np.nan), np.full((2, n), np.nan)
+    predicted = np.concatenate([outcomes.intact_predicted[None], outcomes.predicted[:, 0]])
+    for column in range(n):
+        ranked = (one.count[::-1, column] > 0)[half] if len(half) else np.zeros(0, bool)
+        fell = outcomes.intact_correct.astype(float) - outcomes.correct[column, 0]
+        for row in range(n):
+            rows = ranked & (cluster == row)
+            if rows.any():
+                damage[row, column] = fell[rows].mean()
+        own, others = ranked & (target == classes[column]), ranked & (target != classes[column])
+        if classes[column] >= 0 and own.any() and others.any():
+            for which, order in enumerate((0, 1 + column)):
+                named = predicted[order] == classes[column]
+                balanced[which, column] = (named[own].mean() + 1 - named[others].mean()) / 2
+    value, p_value = statistics.specificity(damage, seed=seed)
+    return Specificity(removed, damage, value, p_value, balanced)

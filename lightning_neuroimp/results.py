@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-FORMAT, VERSION = "lightning_neuroimp.results", 1
+FORMAT, VERSION = "lightning_neuroimp.results", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,11 @@ class Overall:
         lds: linear datamodeling score, the correlation of predicted with measured joint effects, mean over clusters.
         verdict: in words.
         reference_gap: gap of each reference ranking.
+        gap_interval, lds_interval: 95% intervals, with samples and random orders drawn again and the rankings fixed.
+        least_accuracy: the curve with the least important neurons removed first; None where it was not asked for.
+        srg, srg_interval: symmetric relevance gain, the mean over the points of (least first - most first).
+        greedy_accuracy: the curve of a greedy order; None where it was not asked for.
+        normalised_gap: gap over that of the greedy order; NaN where that is not positive.
     """
 
     intact_accuracy: float
@@ -73,6 +78,94 @@ class Overall:
     lds: float
     verdict: str
     reference_gap: Float[np.ndarray, " reference"]
+    gap_interval: Float[np.ndarray, "2"]
+    lds_interval: Float[np.ndarray, "2"]
+    least_accuracy: Float[np.ndarray, " point"] | None
+    srg: float
+    srg_interval: Float[np.ndarray, "2"]
+    greedy_accuracy: Float[np.ndarray, " point"] | None
+    normalised_gap: float
+
+
+@dataclass(frozen=True, eq=False)
+class Specificity:
+    """What removing the top neurons of one cluster does to all others.
+
+    Attributes:
+        removed: how many neurons.
+        damage: fall of the accuracy of the cluster of the row when the top neurons of the cluster of the column are
+            removed; ranked on one half, removed on the other.
+        value: mean over clusters of (damage to itself - mean damage to the others).
+        p_value: share of assignments of columns to clusters with a value at least as large; NaN below four clusters.
+        balanced_accuracy: with all neurons, and without the cluster's top neurons: of telling the cluster's class from
+            all others, the mean of both rates; NaN for clusters that are not of one class each.
+    """
+
+    removed: int
+    damage: Float[np.ndarray, "cluster cluster"]
+    value: float
+    p_value: float
+    balanced_accuracy: Float[np.ndarray, "2 cluster"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two attributions at one site: whose ranking does removal bear out better?
+
+    Attributes:
+        site: name of the module.
+        first, second: the attributions.
+        difference: gap of the first one - gap of the second one, all clusters together.
+        interval: 95%, over the samples that both removed neurons of, with the rankings fixed.
+        cluster_difference, cluster_interval: the same per cluster.
+    """
+
+    site: str
+    first: str
+    second: str
+    difference: float
+    interval: Float[np.ndarray, "2"]
+    cluster_difference: Float[np.ndarray, " cluster"]
+    cluster_interval: Float[np.ndarray, "cluster 2"]
+
+    @property
+    def better(self) -> str | None:
+        """The better one, where the interval does not hold zero."""
+        return self.first if self.interval[0] > 0 else self.second if self.interval[1] < 0 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How well the two halves of each cluster agree on its neurons.
+
+    Attributes:
+        split_half: rank correlation of the halves' importances, corrected to the whole cluster's length.
+        k: a tenth of the neurons, rounded up.
+        top_overlap: Jaccard overlap of the halves' k top neurons.
+        top_chance: the overlap by chance.
+        samples_needed: how many samples of the cluster would make `split_half` .9.
+    """
+
+    split_half: Float[np.ndarray, " cluster"]
+    k: int
+    top_overlap: Float[np.ndarray, " cluster"]
+    top_chance: float
+    samples_needed: Float[np.ndarray, " cluster"]
+
+
+@dataclass(frozen=True, eq=False)
+class Drift:
+    """How importances have changed since the last measured epoch, cluster by identity.
+
+    Attributes:
+        epoch: that epoch.
+        rank_correlation: of then and now; NaN for clusters that were not there.
+        top_overlap: Jaccard overlap of the top tenth of the neurons.
+    """
+
+    epoch: int
+    rank_correlation: Float[np.ndarray, " cluster"]
+    top_overlap: Float[np.ndarray, " cluster"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +184,12 @@ class Faithfulness:
         random_accuracy, random_margin: the same for each random order.
         references: names of the reference rankings.
         reference_accuracy: their deletion curves.
-        gap, relative_gap, p_value, p_value_worse, lds, verdict, reference_gap: as in `Overall`, per cluster.
+        gap, relative_gap, p_value, p_value_worse, lds, verdict, reference_gap, gap_interval, lds_interval,
+            least_accuracy, srg, srg_interval, greedy_accuracy, normalised_gap: as in `Overall`, per cluster.
+        q_value: smallest false discovery rate, over all clusters, sites and attributions of the measurement, at which
+            the cluster's gap is a discovery.
+        n_draws: random orders that were asked for; fewer were made where all was decided before.
+        specificity: None where it was not asked for.
         overall: all clusters together.
     """
 
@@ -112,6 +210,16 @@ class Faithfulness:
     lds: Float[np.ndarray, " cluster"]
     reference_gap: Float[np.ndarray, "reference cluster"]
     verdict: tuple[str, ...]
+    gap_interval: Float[np.ndarray, "cluster 2"]
+    lds_interval: Float[np.ndarray, "cluster 2"]
+    least_accuracy: Float[np.ndarray, "cluster point"] | None
+    srg: Float[np.ndarray, " cluster"]
+    srg_interval: Float[np.ndarray, "cluster 2"]
+    greedy_accuracy: Float[np.ndarray, "cluster point"] | None
+    normalised_gap: Float[np.ndarray, " cluster"]
+    q_value: Float[np.ndarray, " cluster"]
+    n_draws: int
+    specificity: Specificity | None
     overall: Overall
 
 
@@ -128,6 +236,8 @@ class Importance:
             NaN where a half is empty.
         half_deviation: mean |activation - baseline|, summed over positions: the ranking by size, a reference.
         non_finite: samples left out because of values that were not finite.
+        reliability: how well the halves agree.
+        drift: since the last measured epoch; None where there is none.
         faithfulness: how removal bears out the scores; None where it was not measured.
     """
 
@@ -140,6 +250,8 @@ class Importance:
     half_square_mean: Float[np.ndarray, "half cluster neuron"]
     half_deviation: Float[np.ndarray, "half cluster neuron"]
     non_finite: int
+    reliability: Reliability
+    drift: Drift | None = None
     faithfulness: Faithfulness | None = None
 
     @property
@@ -248,6 +360,7 @@ class Results(Mapping[Any, Importance]):
         seed: of the probe set, the random control and random rankings.
         seconds: time of each pass.
         notes: what was left out or is missing, in words.
+        comparisons: each two attributions at each site, where removal was measured.
     """
 
     importances: tuple[Importance, ...]
@@ -263,6 +376,7 @@ class Results(Mapping[Any, Importance]):
     seed: int
     seconds: dict[str, float]
     notes: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -323,10 +437,10 @@ class Results(Mapping[Any, Importance]):
             if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 raise
             raise ValueError(f"{os.fspath(path)!r} does not hold results of lightning_neuroimp: {error}") from error
-        if found != FORMAT or version > VERSION:
+        if found != FORMAT or version != VERSION:
             raise ValueError(
                 f"{os.fspath(path)!r} holds {found!r} of version {version}; this version of lightning_neuroimp reads "
-                f"{FORMAT!r} up to version {VERSION}"
+                f"{FORMAT!r} of version {VERSION}"
             )
         return _decode(header["results"], arrays)
 
@@ -335,7 +449,21 @@ class Results(Mapping[Any, Importance]):
         return replace(self, **changes)
 
 
-_CLASSES = {kind.__name__: kind for kind in (Removal, Overall, Faithfulness, Importance, ClusterTable, Results)}
+_CLASSES = {
+    kind.__name__: kind
+    for kind in (
+        ClusterTable,
+        Comparison,
+        Drift,
+        Faithfulness,
+        Importance,
+        Overall,
+        Reliability,
+        Removal,
+        Results,
+        Specificity,
+    )
+}
 
 
 def _encode(value: Any, arrays: dict[str, Any]) -> Any:

@@ -1,9 +1,18 @@
-"""Statistics of deletion curves: gaps, randomisation p-values and the linear datamodeling score."""
+"""Statistics of deletion curves and of scores: gaps, p-values, intervals, agreement. NumPy and SciPy only."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
+from scipy import stats
+
+N_REPLICATES = 999
+"""Resampled data sets behind an interval."""
+
+MIN_SPECIFIC = 4
+"""With fewer clusters there are too few assignments to tell specificity from chance."""
 
 _ROUNDING = 1e-9  # means of counts that are equal on paper differ by less than this, others by more
 
@@ -103,3 +112,240 @@ def weighted_mean(values: Float[np.ndarray, "*rest cluster"], weights: Num[np.nd
     total = weight.sum(-1)
     product = np.where(weight > 0, values, 0.0) * weight
     return np.divide(product.sum(-1), total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
+def symmetric_relevance_gain(
+    most_first: Float[np.ndarray, "*curves point"], least_first: Float[np.ndarray, "*curves point"]
+) -> Float[np.ndarray, "*curves"]:
+    """Mean over the points of (accuracy without the least important - accuracy without the most important neurons).
+
+    In -1 to 1; a ranking without information has 0. Compares rankings with one another more reliably than either curve.
+
+    Args:
+        most_first: deletion curves, most important neurons removed first.
+        least_first: the same at the same points, least important first.
+
+    Raises:
+        ValueError: if the curves differ in shape.
+
+    Source: Bluecher, Vielhaben and Strodthoff, "Decoupling pixel flipping and occlusion strategy for consistent XAI
+    benchmarks", arXiv 2401.06654.
+
+    >>> float(symmetric_relevance_gain(np.array([0.5, 0.1]), np.array([0.9, 0.7])))
+    0.5
+    """
+    if most_first.shape != least_first.shape:
+        raise ValueError(
+            f"the two curves must have the same shape, one value at each point, got {most_first.shape} and "
+            f"{least_first.shape}"
+        )
+    return np.asarray((least_first - most_first).mean(-1))
+
+
+def specificity(
+    damage: Float[np.ndarray, "cluster cluster"], *, n_permutations: int = 999, seed: int = 0
+) -> tuple[float, float]:
+    """Whether removing a cluster's top neurons hurts that cluster more than the others.
+
+    Args:
+        damage: `damage[i, j]` is what removing the top neurons of cluster j costs cluster i, in accuracy; rows and
+            columns that are NaN are left out.
+        n_permutations: assignments of columns to clusters that are drawn where there are more than that; else all are
+            taken.
+        seed: of the draws.
+
+    Returns:
+        Mean over clusters of (damage to itself - mean damage to the others), and the share of assignments with a value
+        at least as large, the right one counted; NaN for both with fewer than four clusters.
+
+    >>> value, p_value = specificity(np.eye(5) * 0.5 + 0.1)
+    >>> round(value, 3), round(p_value, 3)
+    (0.5, 0.008)
+    """
+    kept = np.isfinite(np.diag(damage))
+    matrix = damage[np.ix_(kept, kept)]
+    n = len(matrix)
+    if n < MIN_SPECIFIC or not np.isfinite(matrix).all():
+        return float("nan"), float("nan")
+    if math.factorial(n) <= n_permutations:
+        columns = np.array(list(itertools.permutations(range(n))))[1:]  # the first one is the right one
+    else:
+        generator = np.random.default_rng(seed)
+        columns = np.stack([generator.permutation(n) for _ in range(n_permutations)])
+    trace = matrix[np.arange(n), columns].sum(1)
+    # the mean of all entries stays the same, so that comparing traces is comparing specificities
+    own = float(np.trace(matrix))
+    value = own / n - (float(matrix.sum()) - own) / (n * (n - 1))
+    return value, float(randomisation_p_value(np.asarray(own), trace))
+
+
+def bootstrap_interval(
+    replicates: Float[np.ndarray, "replicate *statistics"], n: int, level: float = 0.95
+) -> Float[np.ndarray, "*statistics 2"]:
+    """Percentile interval, widened for small samples as Student's t is wider than the normal distribution.
+
+    NaN where a replicate is.
+
+    Args:
+        replicates: the statistic on resampled data.
+        n: how many units were resampled.
+        level: nominal coverage.
+
+    Source: Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69 (2015), "expanded
+    percentile interval".
+    """
+    if n < 2:
+        return np.full((*replicates.shape[1:], 2), np.nan)
+    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1))
+    with np.errstate(invalid="ignore"):
+        found = np.quantile(replicates, [tail, 1 - tail], axis=0)
+    return np.where(np.isnan(replicates).any(0)[..., None], np.nan, np.moveaxis(found, 0, -1))
+
+
+def resamples(n: int, n_replicates: int, generator: np.random.Generator) -> Float[np.ndarray, "replicate unit"]:
+    """Weights of n units in samples drawn from them with replacement; each row adds up to 1."""
+    return generator.multinomial(n, np.full(n, 1 / n), n_replicates) / n
+
+
+def gap_replicates(
+    own: Float[np.ndarray, " sample"],
+    control: Float[np.ndarray, "draw sample"],
+    generator: np.random.Generator,
+    n_replicates: int = N_REPLICATES,
+) -> Float[np.ndarray, " replicate"]:
+    """The gap with samples and, independently of them, random orders drawn again.
+
+    Args:
+        own: each sample's mean correctness over the points of the deletion curve.
+        control: the same for each random order.
+        generator: of the draws.
+        n_replicates: how many.
+
+    Source: Owen, "The pigeonhole bootstrap", 2007, for two crossed factors.
+    """
+    samples = resamples(len(own), n_replicates, generator)
+    draws = resamples(len(control), n_replicates, generator)
+    return np.einsum("br,rn,bn->b", draws, control, samples, optimize=True) - samples @ own
+
+
+def split_half_reliability(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"]) -> float:
+    """Rank correlation of two halves' scores, corrected to the length of both together (Spearman-Brown).
+
+    Returns:
+        2 r / (1 + r) with Spearman's r; NaN where a half does not vary or is not finite. Correlations below zero are
+        given as they are: the correction has no meaning there.
+
+    Source: Spearman, and Brown, both in British Journal of Psychology 3 (1910).
+    """
+    r = rank_correlation(one, other)
+    return 2 * r / (1 + r) if r > 0 else r
+
+
+def rank_correlation(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"]) -> float:
+    """Spearman's rank correlation; NaN where one does not vary or is not finite."""
+    if len(one) < 2 or not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return float("nan")
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(stats.spearmanr(one, other).statistic)
+
+
+def samples_needed(reliability: float, n_samples: float, goal: float = 0.9) -> float:
+    """How many samples would make scores of this reliability reach the goal (Spearman-Brown's prophecy formula).
+
+    Infinite where the reliability is not above zero; NaN where it is.
+
+    >>> round(samples_needed(0.6, 100))
+    600
+    """
+    if math.isnan(reliability):
+        return float("nan")
+    if reliability <= 0:
+        return float("inf")
+    if reliability >= 1:
+        return 0.0
+    return n_samples * goal * (1 - reliability) / (reliability * (1 - goal))
+
+
+def top_overlap(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"], k: int) -> tuple[float, float]:
+    """Jaccard overlap of the k top neurons of two scores, and what chance gives: k / (2 d - k) of d neurons.
+
+    >>> top_overlap(np.array([3.0, 2.0, 1.0]), np.array([3.0, 1.0, 2.0]), 2)
+    (0.3333333333333333, 0.5)
+    """
+    k = min(k, len(one))
+    chance = k / (2 * len(one) - k)
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return float("nan"), chance
+    top = [set(np.argsort(-scores, kind="stable")[:k].tolist()) for scores in (one, other)]
+    return len(top[0] & top[1]) / len(top[0] | top[1]), chance
+
+
+def false_discovery(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Smallest false discovery rates at which each test would be a discovery; NaN where the p-value is.
+
+    Source: Benjamini and Hochberg, "Controlling the false discovery rate", 1995.
+    """
+    known = np.isfinite(p_values)
+    found = np.full(p_values.shape, np.nan)
+    if known.any():
+        found[known] = stats.false_discovery_control(p_values[known])
+    return found
+
+
+def row_correlations(
+    one: Float[np.ndarray, "row value"], other: Float[np.ndarray, "row value"]
+) -> Float[np.ndarray, " row"]:
+    """Pearson's correlation of each row with the same row of the other table; NaN where one does not vary."""
+    one, other = one - one.mean(1, keepdims=True), other - other.mean(1, keepdims=True)
+    norm = np.sqrt((one**2).sum(1) * (other**2).sum(1))
+    return np.divide((one * other).sum(1), norm, out=np.full(len(norm), np.nan), where=norm > 1e-12)
+
+
+def rounds(n_draws: int) -> list[int]:
+    """How many draws have been made after each round of a control that stops when everything is decided.
+
+    >>> rounds(19), rounds(99)
+    ([19], [19, 39, 79, 99])
+    """
+    found = [19]
+    while found[-1] < n_draws:
+        found.append(min(2 * found[-1] + 1, n_draws))
+    return found
+
+
+def sequential_p_value(exceeded: Bool[np.ndarray, " draw"], n_draws: int, level: float = 0.05) -> float | None:
+    """The p-value of a ranking that enough random orders have already beaten; None where that is not decided.
+
+    Once h = level * (n_draws + 1) orders have, the p-value of all draws would be above the level, whatever follows.
+
+    Args:
+        exceeded: whether each order so far has a gap at least as large.
+        n_draws: how many were asked for.
+        level: of the decision.
+
+    Returns:
+        h over the number of draws until the h-th; None where there are fewer so far.
+
+    Source: Besag and Clifford, "Sequential Monte Carlo p-values", Biometrika 78 (1991).
+    """
+    enough = math.floor(level * (n_draws + 1) + 1e-9)
+    (beaten,) = np.nonzero(exceeded)
+    return enough / (int(beaten[enough - 1]) + 1) if 0 < enough <= len(beaten) else None
+
+
+def sequential_gap_p_values(
+    curve: Float[np.ndarray, " point"], control: Float[np.ndarray, "draw point"], n_draws: int
+) -> tuple[float | None, float | None]:
+    """Both p-values of a gap, as in `gap_p_values`, where the random orders so far decide them; else None.
+
+    Args:
+        curve: accuracy after removing the most important neurons.
+        control: the same for each random order so far.
+        n_draws: how many were asked for.
+    """
+    level, null = -curve.mean(-1), -control.mean(-1)
+    return (
+        sequential_p_value(null >= level - _ROUNDING, n_draws),
+        sequential_p_value(null <= level + _ROUNDING, n_draws),
+    )

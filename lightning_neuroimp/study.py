@@ -1,20 +1,21 @@
 """The whole flow without a Trainer: `neuron_importance()` and `ablation_faithfulness()`."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 from torch import nn
 
+from lightning_neuroimp import agreement, faithfulness
 from lightning_neuroimp import clusters as clustering
-from lightning_neuroimp import faithfulness
 from lightning_neuroimp.attribution import Attribution, AttributionFn, resolve_attributions
 from lightning_neuroimp.batches import ForwardFn, forward_logits
 from lightning_neuroimp.clusters import Clusters, EmbeddingTap, KMeansClusters
-from lightning_neuroimp.deletion import ablate_orders
+from lightning_neuroimp.deletion import Outcomes, ablate_orders, greedy_orders
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.isolation import undisturbed
 from lightning_neuroimp.passes import Passes
@@ -22,9 +23,9 @@ from lightning_neuroimp.probe import Gather, ProbeSet, alone
 from lightning_neuroimp.progress import Progress, resolve_progress
 from lightning_neuroimp.removal import TargetFn, check_baseline, check_target
 from lightning_neuroimp.replay import Replayer
-from lightning_neuroimp.results import Faithfulness, Importance, Removal, Results
+from lightning_neuroimp.results import Comparison, Faithfulness, Importance, Removal, Results, Specificity
 from lightning_neuroimp.sites import Site, find_sites
-from lightning_neuroimp.statistics import points
+from lightning_neuroimp.statistics import false_discovery, points, rounds
 
 
 def neuron_importance(
@@ -91,7 +92,8 @@ def neuron_importance(
     with undisturbed(model):
         # drawn inside: to iterate over a DataLoader moves torch's random state
         probe = _probe(batches, max_samples, max_bytes, seed)
-        table = None if previous is None or not _same_samples(probe, previous, gather) else previous.clusters
+        earlier = None if previous is None or not _same_samples(probe, previous, gather) else previous
+        table = None if earlier is None else earlier.clusters
         passes = Passes(model, probe, sites, forward_fn, batch_size, gather, resolve_progress(progress))
         tap = EmbeddingTap(model, None if kmeans is None else kmeans.embedding)
         names: dict[int, str] = {}
@@ -127,9 +129,19 @@ def neuron_importance(
             count, (mean, size, square, deviation), left_out = moments[site, one.name].means(
                 ids, removal.n_neurons, gather
             )
-            importances.append(
-                Importance(removal, one.name, ids, count, mean, size, square, deviation, non_finite=left_out)
+            found = Importance(
+                removal,
+                one.name,
+                ids,
+                count,
+                mean,
+                size,
+                square,
+                deviation,
+                non_finite=left_out,
+                reliability=agreement.reliability(mean, count),
             )
+            importances.append(_with_drift(found, earlier))
             if left_out:
                 notes.append(
                     f"{site}: {left_out} of {len(samples.index)} samples left out of {one.name}, whose values were "
@@ -211,6 +223,7 @@ def ablation_faithfulness(
     by_site = {site: [one for one in results.importances if one.site == site] for site in results.sites}
     checked: dict[tuple[str, str], Faithfulness] = {}
     notes: list[str] = []
+    comparisons: list[Comparison] = []
     with undisturbed(model):
         # the smallest keys of the same stream are the same samples, whatever bounds were set then
         probe = _probe(batches, len(results.sample_index), 2**62, results.seed)
@@ -224,36 +237,100 @@ def ablation_faithfulness(
             settings.forward_passes(len(ones), ones[0].removal.n_neurons) for ones in by_site.values()
         )
         with resolve_progress(progress)("ablation", passes) as tick:
+
+            def grouped() -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+                for batch, index in part.batches(batch_size):
+                    yield batch, index, np.array([group_of[sample] for sample in index.tolist()], np.int64)
+
             for site, ones in by_site.items():
                 removal = ones[0].removal
-                removed = points(settings.fractions, removal.n_neurons)
-                generator = np.random.default_rng([results.seed, crc32(site.encode())])
-                control = np.stack([generator.permutation(removal.n_neurons) for _ in range(settings.n_random)])
-                rankings = faithfulness.rankings(ones)
-                grouped = (
-                    (batch, np.array([group_of[sample] for sample in index.tolist()], np.int64))
-                    for batch, index in part.batches(batch_size)
-                )
                 replayer = Replayer(model, lambda batch: forward_logits(model, batch, forward_fn, check=False), removal)
-                outcomes = ablate_orders(
-                    replayer,
-                    grouped,
-                    [*rankings, *control[:, None]],
-                    removed,
-                    2 * len(row_of),
-                    gather=gather,
-                    tick=tick,
-                )
+                ablate = partial(ablate_orders, replayer, gather=gather, tick=tick)
+                judge = _check(ones, settings, ablate, grouped, replayer, results, gather)
+                for position, one in enumerate(ones):
+                    judged = judge.faithfulness(position)
+                    if settings.specificity:
+                        judged = replace(judged, specificity=_specificity(one, ablate, grouped, results, row_of))
+                    checked[site, one.attribution] = judged
+                comparisons += judge.comparisons()
                 if replayer.reason is not None:
                     notes.append(f"{site}: each ablation ran the whole network, because {replayer.reason}")
-                for position, one in enumerate(ones):
-                    judged = faithfulness.judge(one, outcomes, removed, control, position, len(ones))
-                    checked[site, one.attribution] = judged
+                if len(judge.control) < settings.n_random:
+                    notes.append(
+                        f"{site}: no ranking was ahead of the random orders any more after {len(judge.control)} of the "
+                        f"{settings.n_random}: the control stopped there"
+                    )
+    importances = [replace(one, faithfulness=checked[one.site, one.attribution]) for one in results.importances]
     return results.replace(
-        importances=tuple(replace(one, faithfulness=checked[one.site, one.attribution]) for one in results.importances),
+        importances=tuple(_with_discoveries(importances)),
         seconds={**results.seconds, "faithfulness": time.perf_counter() - start},
         notes=(*results.notes, *notes),
+        comparisons=tuple(comparisons),
     )
+
+
+def _check(
+    ones: Sequence[Importance],
+    settings: AblationFaithfulness,
+    ablate: Callable[..., Outcomes],
+    grouped: Callable[[], Iterator[tuple[Any, np.ndarray, np.ndarray]]],
+    replayer: Replayer,
+    results: Results,
+    gather: Gather,
+) -> faithfulness.Judge:
+    """The curves at one site: rankings and the first random orders, then rounds of more until all is decided."""
+    removal, n_groups = ones[0].removal, 2 * len(results.clusters.ids)
+    removed = points(settings.fractions, removal.n_neurons)
+    seed = [results.seed, crc32(removal.site.encode())]
+    generator = np.random.default_rng(seed)
+    control = np.stack([generator.permutation(removal.n_neurons) for _ in range(settings.n_random)])
+    greedy = greedy_orders(replayer, grouped(), removed, n_groups, gather=gather) if settings.greedy else None
+    plan = faithfulness.plan(ones, settings, greedy)
+    made, outcomes, judge = 0, None, None
+    for total in rounds(settings.n_random):
+        orders = [*(plan.orders if outcomes is None else []), *control[made:total, None]]
+        more = ablate(grouped(), orders, removed)
+        outcomes, made = more if outcomes is None else outcomes.joined(more), total
+        judge = faithfulness.Judge(ones, outcomes, plan, removed, control[:made], settings.n_random, seed)
+        if made < settings.n_random and judge.decided():
+            break
+    assert judge is not None
+    return judge
+
+
+def _specificity(
+    one: Importance,
+    ablate: Callable[..., Outcomes],
+    grouped: Callable[[], Iterator[tuple[Any, np.ndarray, np.ndarray]]],
+    results: Results,
+    row_of: dict[int, int],
+) -> Specificity:
+    n_neurons = one.removal.n_neurons
+    removed = points([faithfulness.LDS_FRACTION], n_neurons)
+    outcomes = ablate(grouped(), faithfulness.specificity_orders(one), removed)
+    target_of = dict(zip(results.sample_index.tolist(), results.sample_target.tolist(), strict=True))
+    target = np.array([target_of[sample] for sample in outcomes.sample.tolist()], np.int64)
+    counts = results.clusters.class_counts
+    classes = np.where((counts > 0).sum(1) == 1, counts.argmax(1), -1)
+    return faithfulness.judge_specificity(one, outcomes, int(removed[0]), target, classes, results.seed)
+
+
+def _with_discoveries(importances: list[Importance]) -> list[Importance]:
+    """False discovery rates over all clusters, sites and attributions together."""
+    checked = [one.faithfulness for one in importances if one.faithfulness is not None]
+    q_values = false_discovery(np.concatenate([one.p_value for one in checked]))
+    parts = np.split(q_values, np.cumsum([len(one.p_value) for one in checked])[:-1])
+    return [
+        replace(one, faithfulness=replace(judged, q_value=part))
+        for one, judged, part in zip(importances, checked, parts, strict=True)
+    ]
+
+
+def _with_drift(one: Importance, earlier: Results | None) -> Importance:
+    """With the change since an earlier measurement of the same samples, where it holds the same site and score."""
+    if earlier is None or one.site not in earlier.sites or one.attribution not in earlier.attributions:
+        return one
+    return replace(one, drift=agreement.drift(one, earlier[one.site, one.attribution], earlier.epoch))
 
 
 def _probe(batches: Iterable[Any] | ProbeSet, max_samples: int, max_bytes: int, seed: int) -> ProbeSet:

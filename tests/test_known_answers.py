@@ -100,12 +100,12 @@ def leave_one_out_by_ablation(model, results, site, batch):
     ]
     outcome = ablate_orders(
         Replayer(model, lambda batch: (model(batch[0]), batch[1]), results[site].removal),
-        [(batch, clusters)],
+        [(batch, np.arange(len(clusters)), clusters)],
         orders,
         np.array([1]),
-        int(clusters.max()) + 1,
     )
-    return ((outcome.intact_margin - outcome.margin[:, 0]) / outcome.samples).T
+    fell = outcome.intact_margin - outcome.margin[:, 0]
+    return np.stack([fell[:, clusters == cluster].mean(1) for cluster in np.unique(clusters)])
 
 
 def test_leave_one_out_agrees_where_the_score_must():  # T6

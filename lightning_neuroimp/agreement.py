@@ -1,0 +1,54 @@
+"""Agreement of scores with one another: of a cluster's two halves, and of two epochs."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lightning_neuroimp import statistics
+from lightning_neuroimp.results import Drift, Importance, Reliability
+
+TOP_SHARE = 0.1
+
+
+def reliability(
+    half_mean: Float[np.ndarray, "half cluster neuron"], count: Int[np.ndarray, "half cluster"]
+) -> Reliability:
+    """How well the halves agree.
+
+    Args:
+        half_mean: importances of each half.
+        count: samples that they are means of.
+    """
+    k = _top(half_mean.shape[-1])
+    split_half, overlap = [], []
+    for one, other in zip(*half_mean, strict=True):
+        split_half.append(statistics.split_half_reliability(one, other))
+        overlap.append(statistics.top_overlap(one, other, k)[0])
+    needed = [
+        statistics.samples_needed(value, float(size)) for value, size in zip(split_half, count.sum(0), strict=True)
+    ]
+    chance = k / (2 * half_mean.shape[-1] - k)
+    return Reliability(np.array(split_half, float), k, np.array(overlap, float), chance, np.array(needed, float))
+
+
+def drift(one: Importance, before: Importance, epoch: int) -> Drift:
+    """How importances have changed, cluster by cluster of the same identity.
+
+    Args:
+        one: now.
+        before: the same site and attribution in an earlier measurement.
+        epoch: of that.
+    """
+    now, then = one.mean, before.mean
+    correlation, overlap = np.full((2, len(now)), np.nan)
+    for row, cluster in enumerate(one.cluster_ids.tolist()):
+        if cluster in before.cluster_ids and now.shape[1] == then.shape[1]:
+            pair = now[row], then[before.row(cluster)]
+            correlation[row] = statistics.rank_correlation(*pair)
+            overlap[row] = statistics.top_overlap(*pair, _top(now.shape[1]))[0]
+    return Drift(epoch, correlation, overlap)
+
+
+def _top(n_neurons: int) -> int:
+    return max(1, math.ceil(TOP_SHARE * n_neurons - 1e-9))
