@@ -1,12 +1,13 @@
 """Agreement of scores with one another: of a cluster's two halves, and of two epochs."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from lightning_neuroimp import statistics
-from lightning_neuroimp.results import Drift, Importance, Reliability
+from lightning_neuroimp.results import Drift, Importance, Reliability, Results
 
 TOP_SHARE = 0.1
 
@@ -48,6 +49,37 @@ def drift(one: Importance, before: Importance, epoch: int) -> Drift:
             correlation[row] = statistics.rank_correlation(*pair)
             overlap[row] = statistics.top_overlap(*pair, _top(now.shape[1]))[0]
     return Drift(epoch, correlation, overlap)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of one measurement's scores at one site: means over clusters by their size.
+
+    Attributes:
+        epoch: of the measurement.
+        site: name of the module.
+        attribution: name of the score.
+        reliability: of the two halves (`Reliability.split_half`).
+        stability: rank correlation with the last measured epoch; NaN without one.
+    """
+
+    epoch: int
+    site: str
+    attribution: str
+    reliability: float
+    stability: float
+
+
+def agreement(results: Results, one: Importance) -> Agreement:
+    """Agreement at one site, all clusters together."""
+    size = results.clusters.size
+    return Agreement(
+        results.epoch,
+        one.site,
+        one.attribution,
+        float(statistics.weighted_mean(one.reliability.split_half, size)),
+        float("nan") if one.drift is None else float(statistics.weighted_mean(one.drift.rank_correlation, size)),
+    )
 
 
 def _top(n_neurons: int) -> int:

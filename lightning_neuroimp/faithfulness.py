@@ -321,9 +321,8 @@ class Judge:
                 effects = self.outcomes.intact_margin[rows] - self.outcomes.margin[self.plan.control :, point, rows]
                 scores = one.half_mean[1 - half, cluster]
                 score[cluster, half] = statistics.linear_datamodeling_score(scores, masks, effects.mean(1))
-                weights = statistics.resamples(len(rows), statistics.N_REPLICATES, self._generator(4, cluster, half))
-                resampled = np.take_along_axis(weights @ effects.T, draws, axis=1)
-                halves[half] = statistics.row_correlations((masks @ scores)[draws], resampled)
+                generator = self._generator(4, cluster, half)
+                halves[half] = statistics.lds_replicates(masks @ scores, effects, draws, generator)
             replicates.append(np.asarray(statistics.weighted_mean(halves.T, np.ones(2))))
         return np.asarray(statistics.weighted_mean(score, np.ones(2))), replicates
 

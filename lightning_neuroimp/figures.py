@@ -1,10 +1,12 @@
 """Figures of results. They are data until here; drawing imports Matplotlib inside the functions."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
+from lightning_neuroimp.agreement import Agreement
 from lightning_neuroimp.results import Faithfulness, Results
 
 if TYPE_CHECKING:
@@ -101,9 +103,23 @@ def _draw_panel(
         )
         gap = faithfulness.overall.gap if row is None else float(faithfulness.gap[row])
         verdict = faithfulness.overall.verdict if row is None else faithfulness.verdict[row]
+        least = faithfulness.overall.least_accuracy
+        if least is not None:
+            curve = least if row is None or faithfulness.least_accuracy is None else faithfulness.least_accuracy[row]
+            panel.plot(
+                share,
+                curve,
+                color=colour,
+                linewidth=width,
+                linestyle=":",
+                label=f"{attribution}, least important first",
+            )
         # one line per attribution above the panel, in the colour of its curve
         above = 4 + 1.2 * size * (len(checked) - 1 - line)
+        interval = faithfulness.overall.gap_interval if row is None else faithfulness.gap_interval[row]
         words = f"gap {round(gap, 2) + 0.0:+.2f}, {verdict}"
+        if row is None and not np.isnan(interval).any():
+            words = f"gap {gap:+.2f} (95%: {interval[0]:+.2f} to {interval[1]:+.2f}), {verdict}"
         panel.annotate(
             words, (0.5, 1), (0, above), "axes fraction", "offset points", color=colour, ha="center", fontsize=size
         )
@@ -114,6 +130,95 @@ def _draw_panel(
     panel.set_ylim(-0.03, 1.03)
     panel.tick_params(labelsize=size)
     panel.grid(alpha=0.25)
+
+
+def specificity_figure(results: Results, site: str) -> "Figure":
+    """What removing each cluster's top neurons costs each cluster: one matrix per attribution.
+
+    Args:
+        results: with faithfulness that measured specificity.
+        site: name of the module.
+
+    Returns:
+        A Matplotlib figure; rows are the clusters that are hurt, columns those whose neurons are removed, colours the
+        fall of the accuracy. A specific ranking has its largest values on the diagonal.
+
+    Raises:
+        ValueError: if specificity was not measured.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    measured = [
+        (one.attribution, one.faithfulness.specificity)
+        for one in results.importances
+        if one.site == site and one.faithfulness is not None and one.faithfulness.specificity is not None
+    ]
+    if not measured:
+        raise ValueError(f"no specificity at {site!r}: measure with AblationFaithfulness(specificity=True)")
+    names, n = results.clusters.names, len(results.clusters.ids)
+    side = 2.4 + 0.34 * n
+    figure = Figure(figsize=(side * len(measured) + 0.8, side + 0.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    limit = max(0.05, *(float(np.nanmax(np.abs(one.damage), initial=0.0)) for _, one in measured))
+    for number, (attribution, one) in enumerate(measured):
+        panel = figure.add_subplot(1, len(measured), number + 1)
+        image = panel.imshow(one.damage, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        panel.set_xticks(range(n), names, rotation=90, fontsize=9)
+        panel.set_yticks(range(n), names if number == 0 else [""] * n, fontsize=9)
+        panel.set_xlabel(f"top {one.removed} neurons of this cluster removed", fontsize=10)
+        if number == 0:
+            panel.set_ylabel("accuracy lost by this cluster", fontsize=10)
+        p_value = "" if np.isnan(one.p_value) else f", p {one.p_value:.3g}"
+        value = "too few clusters" if np.isnan(one.value) else f"own - others {one.value:+.2f}{p_value}"
+        panel.set_title(f"{site}\n{attribution}\n{value}", fontsize=11)
+    figure.colorbar(image, ax=figure.axes, shrink=0.8, label="fall of the accuracy")
+    return figure
+
+
+def agreement_figure(history: Sequence[Agreement], site: str) -> "Figure":
+    """Reliability and stability of a site's scores over epochs.
+
+    Args:
+        history: one entry per measurement, site and attribution.
+        site: name of the module.
+
+    Returns:
+        A Matplotlib figure: agreement of a cluster's two halves (lines), and of each epoch with the one measured before
+        (dashes), by epoch, one colour per attribution.
+
+    Raises:
+        ValueError: if the history has nothing of this site.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    entries = [entry for entry in history if entry.site == site]
+    if not entries:
+        raise ValueError(f"no history of {site!r}: it has {sorted({entry.site for entry in history})}")
+    figure = Figure(figsize=(7.0, 4.2), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.add_subplot()
+    for line, attribution in enumerate(dict.fromkeys(entry.attribution for entry in entries)):
+        colour = _COLOURS[line % len(_COLOURS)]
+        mine = [entry for entry in entries if entry.attribution == attribution]
+        epochs = [entry.epoch for entry in mine]
+        halves, before = [one.reliability for one in mine], [one.stability for one in mine]
+        panel.plot(epochs, halves, color=colour, marker="o", label=f"{attribution}: two halves")
+        panel.plot(
+            epochs, before, color=colour, marker="s", linestyle="--", label=f"{attribution}: with the epoch before"
+        )
+    values = [value for entry in entries for value in (entry.reliability, entry.stability)]
+    panel.set_ylim(min(-0.03, float(np.nanmin(values, initial=0.0)) - 0.03), 1.03)
+    panel.axhline(0.9, color="#9a9a9a", linewidth=0.8)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel("epoch", fontsize=12)
+    panel.set_ylabel("rank correlation", fontsize=12)
+    panel.set_title(f"{site}: do importances agree?", fontsize=14, fontweight="bold")
+    panel.legend(loc="lower right", fontsize=10)
+    panel.grid(alpha=0.25)
+    return figure
 
 
 def to_image(figure: "Figure") -> UInt8[np.ndarray, "height width 3"]:

@@ -3,8 +3,9 @@
 import numpy as np
 from tabulate import tabulate
 
-from lightning_neuroimp.diagnosis import MIN_HALF
-from lightning_neuroimp.results import Faithfulness, Importance, Results
+from lightning_neuroimp.agreement import agreement
+from lightning_neuroimp.diagnosis import LEVEL, MIN_HALF
+from lightning_neuroimp.results import Comparison, Importance, Results
 
 TOP = 5
 
@@ -18,8 +19,9 @@ def summary(results: Results, name: str = "") -> str:
     """
     parts = [_heading(results, name), _plain(*_cluster_table(results))]
     for one in results.importances:
-        remarks = [] if one.faithfulness is None else _remarks(one.faithfulness)
-        parts.append("\n".join([_title(one), _plain(*_table(results, one)), *remarks]))
+        parts.append("\n".join([_title(one), _plain(*_table(results, one)), *_remarks(results, one)]))
+    if results.comparisons:
+        parts.append("\n".join(["Which score is better?", *map(_comparison, results.comparisons)]))
     if results.has_faithfulness:
         parts.append(explain(results))
     parts += [f"Note: {note}" for note in results.notes]
@@ -31,8 +33,9 @@ def markdown(results: Results, name: str = "") -> str:
     parts = [f"### {_heading(results, name)}", _github(*_cluster_table(results))]
     for one in results.importances:
         parts += [f"#### {_title(one)}", _github(*_table(results, one))]
-        if one.faithfulness is not None:
-            parts.append("  \n".join(_remarks(one.faithfulness)))
+        parts.append("  \n".join(_remarks(results, one)))
+    if results.comparisons:
+        parts += ["#### Which score is better?", "  \n".join(map(_comparison, results.comparisons))]
     if results.has_faithfulness:
         parts.append(explain(results).replace("\n", "  \n"))
     parts += [f"**Note:** {note}" for note in results.notes]
@@ -48,7 +51,7 @@ def _github(headers: list[str], rows: list[list[str]]) -> str:
     return tabulate(rows, headers, "github", disable_numparse=True)
 
 
-_NUMBERS = {"size", "accuracy", "gap", "p"}
+_NUMBERS = {"size", "accuracy", "gap", "p", "q"}
 
 
 def _heading(results: Results, name: str) -> str:
@@ -93,16 +96,19 @@ def _cluster_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def _table(results: Results, one: Importance) -> tuple[list[str], list[list[str]]]:
     table, faithfulness = results.clusters, one.faithfulness
-    headers = ["cluster", "size", "top neurons", *(["gap", "p", "verdict"] if faithfulness is not None else [])]
+    columns = ["gap", "95% interval", "p", "q", "verdict"] if faithfulness is not None else []
+    headers = ["cluster", "size", "top neurons", *columns]
     rows = []
     for row, cluster in enumerate(table.ids.tolist()):
         line = [table.names[row], str(table.size[row]), " ".join(map(str, one.top(cluster, TOP))) or "-"]
         if faithfulness is not None:
-            line += [_signed(faithfulness.gap[row]), _p(faithfulness.p_value[row]), faithfulness.verdict[row]]
+            line += [_signed(faithfulness.gap[row]), _interval(faithfulness.gap_interval[row])]
+            line += [_p(faithfulness.p_value[row]), _p(faithfulness.q_value[row]), faithfulness.verdict[row]]
         rows.append(line)
     if faithfulness is not None:
         overall = faithfulness.overall
-        rows.append(["all", str(table.size.sum()), "", _signed(overall.gap), _p(overall.p_value), overall.verdict])
+        whole = [_signed(overall.gap), _interval(overall.gap_interval), _p(overall.p_value), "", overall.verdict]
+        rows.append(["all", str(table.size.sum()), "", *whole])
     return headers, rows
 
 
@@ -116,32 +122,77 @@ def composition(counts: np.ndarray, most: int = 3) -> str:
     return ", ".join(f"{key} {counts[key] / counts.sum():.0%}" for key in order if counts[key])
 
 
-def _remarks(faithfulness: Faithfulness) -> list[str]:
-    overall = faithfulness.overall
-    others = ", ".join(
-        f"{name} {_signed(gap)}" for name, gap in zip(faithfulness.references, overall.reference_gap, strict=True)
-    )
-    lds = "not defined" if np.isnan(overall.lds) else f"{overall.lds:.2f}"
-    return [
-        f"Gaps of simpler rankings, to compare with {_signed(overall.gap)}: {others}.",
-        f"Scores against measured effects of random removals (LDS, 1 is perfect): {lds}.",
-    ]
+def _remarks(results: Results, one: Importance) -> list[str]:
+    lines = []
+    if one.faithfulness is not None:
+        faithfulness, overall = one.faithfulness, one.faithfulness.overall
+        others = ", ".join(
+            f"{name} {_signed(gap)}" for name, gap in zip(faithfulness.references, overall.reference_gap, strict=True)
+        )
+        lds = "not defined" if np.isnan(overall.lds) else f"{overall.lds:.2f} ({_interval(overall.lds_interval, 2)})"
+        lines += [
+            f"Gaps of simpler rankings, to compare with {_signed(overall.gap)}: {others}.",
+            f"Scores against measured effects of random removals (LDS, 1 is perfect): {lds}.",
+        ]
+        if overall.least_accuracy is not None:
+            lines.append(
+                f"Symmetric relevance gain (least important first - most important first): {_signed(overall.srg)} "
+                f"({_interval(overall.srg_interval)})."
+            )
+        if overall.greedy_accuracy is not None:
+            lines.append(f"Share of the gap of a greedy order (normalised gap): {_share(overall.normalised_gap)}.")
+        if faithfulness.specificity is not None:
+            specificity = faithfulness.specificity
+            lines.append(
+                f"Specificity, of removing {specificity.removed} neurons: a cluster's own top neurons cost it "
+                f"{_signed(specificity.value)} more accuracy than those of other clusters, p {_p(specificity.p_value)}."
+            )
+    agreed = agreement(results, one)
+    if not np.isnan(agreed.reliability):
+        needed = one.reliability.samples_needed[np.isfinite(one.reliability.samples_needed)]
+        most = f"; .9 takes about {int(np.ceil(np.median(needed)))} samples a cluster" if len(needed) else ""
+        lines.append(f"Reliability, by which a cluster's halves agree on its neurons: {agreed.reliability:.2f}{most}.")
+    if one.drift is not None and not np.isnan(agreed.stability):
+        lines.append(f"Rank correlation with epoch {one.drift.epoch}: {agreed.stability:.2f}.")
+    return lines
+
+
+def _comparison(one: Comparison) -> str:
+    difference = f"{_signed(one.difference)} ({_interval(one.interval)})"
+    if one.better is None:
+        return f"{one.site}: no certain difference; gap of {one.first} - gap of {one.second}: {difference}."
+    return f"{one.site}: {one.better}; gap of {one.first} - gap of {one.second}: {difference}."
+
+
+def discoveries(results: Results) -> str:
+    """How many clusters' gaps hold once it is taken into account that many were tested, and whether they could."""
+    checked = [one.faithfulness for one in results.importances if one.faithfulness is not None]
+    q_values = np.concatenate([one.q_value for one in checked])
+    n_tests, n_draws = int(np.isfinite(q_values).sum()), min(one.n_draws for one in checked)
+    found = int((q_values <= LEVEL).sum())
+    text = f"q:   smallest false discovery rate at which a cluster counts; {found} of {n_tests} do at {LEVEL:.0%}."
+    if n_tests / (n_draws + 1) > LEVEL:
+        text += f" With {n_draws} random orders p cannot go\n     below {1 / (n_draws + 1):.2g}, so that a few of "
+        text += f"{n_tests} tests cannot stand out alone: n_random={int(np.ceil(n_tests / LEVEL)) - 1} would let them."
+    return text
 
 
 def explain(results: Results) -> str:
     """How to read the tables."""
-    removed = {}
+    removed: dict[int, str] = {}
     for one in results.importances:
         if one.faithfulness is not None:
             counts = ", ".join(map(str, one.faithfulness.removed))
             removed[one.removal.n_neurons] = f"{counts} of {one.removal.n_neurons}"
-            n_draws, n_samples = len(one.faithfulness.random_accuracy), int(one.faithfulness.samples.sum())
+            n_draws, n_samples = one.faithfulness.n_draws, int(one.faithfulness.samples.sum())
     return (
         "gap: accuracy left by random removal minus accuracy left by removing the top neurons, mean over removing\n"
         f"     {'; '.join(removed.values())} neurons; on {n_samples} samples, ranked on one half of a cluster and "
         "removed on the other.\n"
         f"p:   share of {n_draws} random orders, and the ranking itself, with a gap as large "
         f"(smallest possible: {1 / (n_draws + 1):.2g}).\n"
+        f"{discoveries(results)}\n"
+        "95% interval: with samples and random orders drawn again, the rankings fixed.\n"
         "faithful: p <= .05 and a gap of at least 5% of the accuracy left by random removal; weak: a smaller gap;\n"
         f"     too few samples to say: fewer than {MIN_HALF} removed samples in a half of a cluster."
     )
@@ -153,3 +204,14 @@ def _signed(value: float) -> str:
 
 def _p(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3g}"
+
+
+def _interval(interval: np.ndarray, digits: int = 3) -> str:
+    if np.isnan(interval).any():
+        return "-"
+    low, high = (round(float(end), digits) + 0.0 for end in interval)
+    return f"{low:+.{digits}f} to {high:+.{digits}f}"
+
+
+def _share(value: float) -> str:
+    return "not defined" if np.isnan(value) else f"{value:.0%}"

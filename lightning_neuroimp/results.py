@@ -88,6 +88,24 @@ class Overall:
 
 
 @dataclass(frozen=True, eq=False)
+class DeletionCurve:
+    """What is left when neurons are removed in one order.
+
+    Attributes:
+        removed: how many neurons, at each point.
+        accuracy: 0 to 1.
+        margin: mean margin, in logits.
+        intact_accuracy, intact_margin: with all neurons.
+    """
+
+    removed: Int[np.ndarray, " point"]
+    accuracy: Float[np.ndarray, " point"]
+    margin: Float[np.ndarray, " point"]
+    intact_accuracy: float
+    intact_margin: float
+
+
+@dataclass(frozen=True, eq=False)
 class Specificity:
     """What removing the top neurons of one cluster does to all others.
 

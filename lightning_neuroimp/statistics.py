@@ -115,7 +115,7 @@ def weighted_mean(values: Float[np.ndarray, "*rest cluster"], weights: Num[np.nd
 
 
 def symmetric_relevance_gain(
-    most_first: Float[np.ndarray, "*curves point"], least_first: Float[np.ndarray, "*curves point"]
+    most_first: Float[np.ndarray, "*curves point"], least_first: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "*curves"]:
     """Mean over the points of (accuracy without the least important - accuracy without the most important neurons).
 
@@ -226,6 +226,24 @@ def gap_replicates(
     samples = resamples(len(own), n_replicates, generator)
     draws = resamples(len(control), n_replicates, generator)
     return np.einsum("br,rn,bn->b", draws, control, samples, optimize=True) - samples @ own
+
+
+def lds_replicates(
+    predicted: Float[np.ndarray, " draw"],
+    effects: Float[np.ndarray, "draw sample"],
+    draws: Int[np.ndarray, "replicate draw"],
+    generator: np.random.Generator,
+) -> Float[np.ndarray, " replicate"]:
+    """The linear datamodeling score with samples and random masks drawn again.
+
+    Args:
+        predicted: sum of the scores of each mask's neurons.
+        effects: what each mask takes from each sample's margin.
+        draws: which masks each replicate has.
+        generator: of the samples.
+    """
+    weights = resamples(effects.shape[1], len(draws), generator)
+    return row_correlations(predicted[draws], np.take_along_axis(weights @ effects.T, draws, axis=1))
 
 
 def split_half_reliability(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"]) -> float:

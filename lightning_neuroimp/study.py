@@ -8,12 +8,14 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+from jaxtyping import Int
 from torch import nn
 
 from lightning_neuroimp import agreement, faithfulness
 from lightning_neuroimp import clusters as clustering
 from lightning_neuroimp.attribution import Attribution, AttributionFn, resolve_attributions
 from lightning_neuroimp.batches import ForwardFn, forward_logits
+from lightning_neuroimp.batches import batch_size as samples_in
 from lightning_neuroimp.clusters import Clusters, EmbeddingTap, KMeansClusters
 from lightning_neuroimp.deletion import Outcomes, ablate_orders, greedy_orders
 from lightning_neuroimp.faithfulness import AblationFaithfulness
@@ -23,7 +25,15 @@ from lightning_neuroimp.probe import Gather, ProbeSet, alone
 from lightning_neuroimp.progress import Progress, resolve_progress
 from lightning_neuroimp.removal import TargetFn, check_baseline, check_target
 from lightning_neuroimp.replay import Replayer
-from lightning_neuroimp.results import Comparison, Faithfulness, Importance, Removal, Results, Specificity
+from lightning_neuroimp.results import (
+    Comparison,
+    DeletionCurve,
+    Faithfulness,
+    Importance,
+    Removal,
+    Results,
+    Specificity,
+)
 from lightning_neuroimp.sites import Site, find_sites
 from lightning_neuroimp.statistics import false_discovery, points, rounds
 
@@ -266,6 +276,74 @@ def ablation_faithfulness(
         seconds={**results.seconds, "faithfulness": time.perf_counter() - start},
         notes=(*results.notes, *notes),
         comparisons=tuple(comparisons),
+    )
+
+
+def deletion_curve(
+    model: nn.Module,
+    batches: Iterable[Any] | ProbeSet,
+    ranking: Sequence[int] | Int[np.ndarray, " neuron"],
+    *,
+    layer: str | Site,
+    fractions: Sequence[float] = AblationFaithfulness.fractions,
+    baseline: str = "zero",
+    forward_fn: ForwardFn | None = None,
+    max_samples: int = 512,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> DeletionCurve:
+    """Accuracy and margin left when a layer's neurons are removed in an order of one's own.
+
+    To judge a ranking, compare with random orders, and take other samples than it was made from, as
+    `ablation_faithfulness` does.
+
+    Args:
+        model: a classifier. Left as it was found.
+        batches: a loader, from which a probe set is drawn, or a `ProbeSet`.
+        ranking: every neuron's number once, first removed first; the reverse gives a least-important-first curve.
+        layer: whose neurons.
+        fractions: shares of the neurons to remove, each rounded up, without repeats.
+        baseline: what a removed neuron is set to: "zero", or "mean" over the probe set.
+        forward_fn: as in `neuron_importance`.
+        max_samples: bound of the probe set.
+        batch_size: as in `neuron_importance`.
+        seed: of the probe set.
+
+    Raises:
+        ValueError: if the ranking does not hold each neuron once, or for what `neuron_importance` refuses.
+    """
+    probe = _probe(batches, max_samples, 2**62, seed)
+    found = neuron_importance(
+        model,
+        probe,
+        layers=layer,
+        clusters=lambda batch: np.zeros(samples_in(batch), np.int64),
+        attribution="activation",
+        baseline=baseline,
+        forward_fn=forward_fn,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    removal = found.importances[0].removal
+    order = np.asarray(ranking, np.int64).reshape(-1)
+    if not np.array_equal(np.sort(order), np.arange(removal.n_neurons)):
+        different = len(set(order.tolist()))
+        numbers = f", {different} different ones from {order.min()} to {order.max()}" if different else ""
+        raise ValueError(
+            f"ranking must hold the number of each of the {removal.n_neurons} neurons of layer {removal.site!r} once, "
+            f"got {len(order)} numbers{numbers}"
+        )
+    removed = points(fractions, removal.n_neurons)
+    with undisturbed(model):
+        replayer = Replayer(model, lambda batch: forward_logits(model, batch, forward_fn, check=False), removal)
+        data = ((batch, index, np.zeros(len(index), np.int64)) for batch, index in probe.batches(batch_size))
+        outcomes = ablate_orders(replayer, data, [order[None]], removed)
+    return DeletionCurve(
+        removed,
+        outcomes.correct[0].mean(1),
+        outcomes.margin[0].mean(1),
+        float(outcomes.intact_correct.mean()),
+        float(outcomes.intact_margin.mean()),
     )
 
 

@@ -1,9 +1,13 @@
+import itertools
+
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
+from lightning_neuroimp import statistics
 from lightning_neuroimp.diagnosis import verdict
 from lightning_neuroimp.statistics import (
     gap,
@@ -14,6 +18,8 @@ from lightning_neuroimp.statistics import (
     relative_gap,
     weighted_mean,
 )
+
+RNG = np.random.default_rng(0)
 
 
 @given(st.integers(1, 5000))
@@ -88,3 +94,160 @@ def test_weighted_mean_leaves_out_what_is_missing():
 )
 def test_verdicts(p, worse, relative, half, expected):
     assert verdict(p, worse, relative, half) == expected
+
+
+# intervals, agreement, discoveries, stopping: each against a slow twin
+
+
+def test_srg_equals_a_loop():
+    most, least = RNG.random((2, 3, 4))
+    expected = [np.mean([least[row, point] - most[row, point] for point in range(4)]) for row in range(3)]
+    np.testing.assert_allclose(statistics.symmetric_relevance_gain(most, least), expected)
+    np.testing.assert_allclose(statistics.symmetric_relevance_gain(least, most), np.negative(expected))
+    with pytest.raises(ValueError, match=r"must have the same shape, one value at each point, got \(3, 4\) and \(4,\)"):
+        statistics.symmetric_relevance_gain(most, least[0])
+
+
+def slow_specificity(damage, columns):
+    n = len(damage)
+    own = [damage[row, column] for row, column in enumerate(columns)]
+    rest = [damage[row, other] for row, column in enumerate(columns) for other in range(n) if other != column]
+    return np.mean(own) - np.mean(rest)
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_specificity_equals_all_permutations(n):
+    damage = RNG.random((n, n)) + np.eye(n) * 0.2
+    value, p_value = statistics.specificity(damage)
+    everything = [slow_specificity(damage, columns) for columns in itertools.permutations(range(n))]
+    assert value == pytest.approx(everything[0])
+    assert p_value == pytest.approx(np.mean(np.array(everything) >= everything[0] - 1e-12))
+
+
+def test_specificity_of_many_few_and_missing_clusters():
+    value, p_value = statistics.specificity(np.eye(9))
+    assert (value, p_value) == (1.0, 1 / 1000)
+    assert np.isnan(statistics.specificity(np.eye(3))).all()
+    damage = np.full((6, 6), np.nan)
+    damage[:5, :5] = np.eye(5)
+    assert statistics.specificity(damage) == statistics.specificity(np.eye(5))
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = RNG.normal(size=12)
+    replicates = statistics.resamples(12, 200_000, np.random.default_rng(0)) @ values
+    found = statistics.bootstrap_interval(replicates, 12)
+    # the bootstrap's spread is that of the population: expanded, it is Student's interval but for skewness
+    half = scipy.stats.t.ppf(0.975, 11) * values.std(ddof=1) / np.sqrt(12)
+    np.testing.assert_allclose(found, [values.mean() - half, values.mean() + half], atol=0.06 * half)
+    assert np.isnan(statistics.bootstrap_interval(replicates, 1)).all()
+    assert np.isnan(statistics.bootstrap_interval(np.array([1.0, np.nan]), 5)).all()
+
+
+def test_gap_replicates_equal_a_loop():
+    own, control = RNG.random(7), RNG.random((4, 7))
+    found = statistics.gap_replicates(own, control, np.random.default_rng(5), 50)
+    generator = np.random.default_rng(5)
+    samples = generator.multinomial(7, np.full(7, 1 / 7), 50)
+    draws = generator.multinomial(4, np.full(4, 1 / 4), 50)
+    for row in range(50):
+        picked = np.repeat(np.arange(7), samples[row])
+        orders = np.repeat(np.arange(4), draws[row])
+        expected = np.mean([np.mean([control[order, one] for order in orders]) - own[one] for one in picked])
+        assert found[row] == pytest.approx(expected)
+
+
+def test_lds_replicates_equal_a_loop():
+    predicted, effects = RNG.normal(size=6), RNG.normal(size=(6, 9))
+    draws = np.random.default_rng(1).integers(6, size=(20, 6))
+    found = statistics.lds_replicates(predicted, effects, draws, np.random.default_rng(2))
+    samples = np.random.default_rng(2).multinomial(9, np.full(9, 1 / 9), 20)
+    for row in range(20):
+        picked = np.repeat(np.arange(9), samples[row])
+        measured = [effects[draw][picked].mean() for draw in draws[row]]
+        assert found[row] == pytest.approx(np.corrcoef(predicted[draws[row]], measured)[0, 1])
+
+
+def test_correlations_of_rows():
+    one, other = RNG.normal(size=(2, 5, 8))
+    one[3] = 2.0
+    found = statistics.row_correlations(one, other)
+    for row in (0, 1, 2, 4):
+        assert found[row] == pytest.approx(np.corrcoef(one[row], other[row])[0, 1])
+    assert np.isnan(found[3])
+
+
+def test_reliability_is_spearmans_with_browns_correction():
+    one = RNG.normal(size=200)
+    other = one + RNG.normal(size=200)
+    r = scipy.stats.pearsonr(scipy.stats.rankdata(one), scipy.stats.rankdata(other)).statistic
+    assert statistics.rank_correlation(one, other) == pytest.approx(r)
+    assert statistics.split_half_reliability(one, other) == pytest.approx(2 * r / (1 + r))
+    assert statistics.split_half_reliability(one, -other) == pytest.approx(-r)
+    assert np.isnan(statistics.split_half_reliability(one, np.zeros(200)))
+    assert np.isnan(statistics.split_half_reliability(one, np.full(200, np.nan)))
+
+
+def test_samples_needed_reach_the_goal():
+    """Means of n noisy scores: what n gives, and what the formula then asks for."""
+    generator = np.random.default_rng(0)
+    truth = generator.normal(size=4000)
+
+    def halves(n):
+        return (truth + generator.normal(size=4000) * np.sqrt(8 / (n / 2)) for _ in range(2))
+
+    at = statistics.split_half_reliability(*halves(16))
+    needed = statistics.samples_needed(at, 16)
+    assert 0.4 < at < 0.75
+    assert statistics.split_half_reliability(*halves(needed)) == pytest.approx(0.9, abs=0.01)
+    assert statistics.samples_needed(-0.1, 16) == np.inf
+    assert statistics.samples_needed(1.0, 16) == 0
+    assert np.isnan(statistics.samples_needed(np.nan, 16))
+
+
+def test_top_overlap_and_its_chance():
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(3000):
+        one, other = generator.normal(size=(2, 30))
+        overlap, chance = statistics.top_overlap(one, other, 6)
+        top = [set(sorted(range(30), key=lambda j: -scores[j])[:6]) for scores in (one, other)]
+        assert overlap == len(top[0] & top[1]) / len(top[0] | top[1])
+        found.append(overlap)
+    assert chance == 6 / 54
+    # the ratio's mean is near the ratio of the means
+    assert np.mean(found) == pytest.approx(chance, abs=0.015)
+    assert np.isnan(statistics.top_overlap(np.full(30, np.nan), other, 6)[0])
+
+
+def test_false_discovery_equals_the_step_up_procedure():
+    p_values = np.array([0.01, 0.02, np.nan, 0.03, 0.5, 0.04, 0.9])
+    found = statistics.false_discovery(p_values)
+    assert np.isnan(found[2])
+    known = np.delete(p_values, 2)
+    for level in (0.01, 0.03, 0.05, 0.06, 0.1, 0.7, 1.0):
+        passed = [k for k, p in enumerate(np.sort(known), 1) if p <= k / len(known) * level + 1e-12]
+        threshold = np.sort(known)[max(passed) - 1] if passed else -1
+        np.testing.assert_array_equal(np.delete(found, 2) <= level + 1e-12, known <= threshold)
+    assert np.isnan(statistics.false_discovery(np.array([np.nan]))).all()
+
+
+@given(st.lists(st.booleans(), min_size=99, max_size=99), st.sampled_from([19, 39, 79]))
+def test_stopping_early_decides_as_all_draws_do(exceeded, so_far):
+    exceeded = np.array(exceeded)
+    early = statistics.sequential_p_value(exceeded[:so_far], 99)
+    whole = (1 + exceeded.sum()) / 100
+    if early is not None:
+        assert early > 0.05
+        assert whole > 0.05
+    # and once all draws are made, everything above the level has been decided
+    assert (statistics.sequential_p_value(exceeded, 99) is None) == (whole <= 0.05)
+
+
+def test_besag_and_cliffords_p_value():
+    exceeded = np.zeros(30, bool)
+    exceeded[[3, 7, 11, 12, 20]] = True
+    assert statistics.sequential_p_value(exceeded, 99) == 5 / 21
+    assert statistics.sequential_p_value(exceeded[:20], 99) is None
+    curve, control = np.array([0.5, 0.5]), np.array([[0.4, 0.4], [0.6, 0.6], [0.5, 0.5]])
+    assert statistics.sequential_gap_p_values(curve, control, 19) == (1 / 1, 1 / 2)

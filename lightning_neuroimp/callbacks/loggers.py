@@ -1,12 +1,14 @@
 """Measurements to loggers, metrics and files."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 
+from lightning_neuroimp.agreement import Agreement, agreement
 from lightning_neuroimp.results import Results
 from lightning_neuroimp.tensorboard.summaries import cluster_tags, site_tag, tag, write_summaries
 
@@ -24,6 +26,11 @@ def metrics(results: Results, checked: Results | None, name: str) -> dict[str, f
         # nothing to agree with in the first epoch: the clusters have not changed yet
         stable = results.clusters.adjusted_rand_index
         values[tag(name, "adjusted_rand_index")] = 1.0 if math.isnan(stable) else stable
+    for one in results.importances:
+        agreed, key = agreement(results, one), site_tag(name, one, results)
+        values[f"{key}/reliability"] = agreed.reliability
+        # none yet in the first epoch: the least, so that a monitor does not take it for the best
+        values[f"{key}/stability"] = 0.0 if math.isnan(agreed.stability) else agreed.stability
     if checked is not None:
         values[tag(name, "checked_epoch")] = float(checked.epoch)
         for one in checked.importances:
@@ -63,13 +70,15 @@ def step_of(trainer: "pl.Trainer") -> int:
     return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
 
 
-def log_everywhere(trainer: "pl.Trainer", results: Results, name: str, step: int) -> None:
+def log_everywhere(
+    trainer: "pl.Trainer", results: Results, name: str, step: int, history: Sequence[Agreement] = ()
+) -> None:
     """Scalars per cluster to every logger; histograms, pictures and tables to those that take them."""
     for logger in trainer.loggers:
         logger.log_metrics(cluster_scalars(results, name), step)
         writer = getattr(logger, "experiment", None)
         if all(hasattr(writer, kind) for kind in ("add_histogram", "add_image", "add_text")):
-            write_summaries(writer, results, name, step)
+            write_summaries(writer, results, name, step, history)
             flush = getattr(writer, "flush", None)
             if flush is not None:
                 flush()

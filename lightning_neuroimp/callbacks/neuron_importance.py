@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_neuroimp import report
+from lightning_neuroimp.agreement import Agreement, agreement
 from lightning_neuroimp.attribution import resolve_attributions
 from lightning_neuroimp.batches import batch_size as samples_in
 from lightning_neuroimp.callbacks.bars import say, trainer_progress
@@ -133,6 +134,7 @@ class NeuronImportance(Callback):
         self._seen: dict[int, int] = {}
         self._runs = self._measured = 0
         self._metrics: dict[str, float] = {}
+        self._history: list[Agreement] = []
         self._cost: CostKeeper | None = None
 
     @property
@@ -346,6 +348,7 @@ class NeuronImportance(Callback):
         elif self._measured == 0:
             self._checked = None  # an earlier run's check says nothing of this one
         self._metrics = metrics(results, self._checked, self.name)
+        self._history += [agreement(results, one) for one in results.importances]
         if self._measured == 0:
             took = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in results.seconds.items())
             say(trainer, f"NeuronImportance {self.name!r}, first measurement took: {took}")
@@ -353,7 +356,7 @@ class NeuronImportance(Callback):
 
     def _write(self, trainer: "pl.Trainer", results: Results, folder: Path | None) -> None:
         if trainer.is_global_zero:
-            log_everywhere(trainer, results, self.name, results.step)
+            log_everywhere(trainer, results, self.name, results.step, self._history)
             if folder is not None:
                 results.save(results_file(folder, results))
 

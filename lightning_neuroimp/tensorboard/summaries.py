@@ -1,11 +1,13 @@
 """Built-in TensorBoard summaries of results: histograms, pictures and text, through a logger's own writer."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from lightning_neuroimp.figures import deletion_figure, to_image
+from lightning_neuroimp.agreement import Agreement
+from lightning_neuroimp.figures import agreement_figure, deletion_figure, specificity_figure, to_image
 from lightning_neuroimp.report import markdown
 from lightning_neuroimp.results import ClusterTable, Importance, Results
 
@@ -33,7 +35,7 @@ def cluster_tags(table: ClusterTable) -> list[str]:
     return [one if tags.count(one) == 1 else f"{one}_{key}" for one, key in zip(tags, table.ids.tolist(), strict=True)]
 
 
-def write_summaries(writer: Any, results: Results, name: str, step: int) -> None:
+def write_summaries(writer: Any, results: Results, name: str, step: int, history: Sequence[Agreement] = ()) -> None:
     """Write a measurement's histograms, deletion curves and table.
 
     Args:
@@ -41,6 +43,7 @@ def write_summaries(writer: Any, results: Results, name: str, step: int) -> None
         results: one measurement.
         name: first part of every tag.
         step: of the logger.
+        history: agreement in the measurements so far, this one included, where there are several.
     """
     per_site = max(1, MAX_HISTOGRAMS // len(results.importances))
     largest = np.sort(np.argsort(-results.clusters.size, kind="stable")[:per_site])
@@ -57,3 +60,9 @@ def write_summaries(writer: Any, results: Results, name: str, step: int) -> None
         if faithfulness is not None and faithfulness.samples.any():
             picture = to_image(deletion_figure(results, site))
             writer.add_image(tag(name, site, "deletion_curves"), picture, step, dataformats="HWC")
+        if faithfulness is not None and faithfulness.specificity is not None:
+            picture = to_image(specificity_figure(results, site))
+            writer.add_image(tag(name, site, "specificity"), picture, step, dataformats="HWC")
+        if len({entry.epoch for entry in history}) > 1:
+            picture = to_image(agreement_figure(history, site))
+            writer.add_image(tag(name, site, "agreement"), picture, step, dataformats="HWC")

@@ -1,0 +1,302 @@
+"""What a check measures beyond gaps: intervals, comparisons, specificity, greedy orders, sequential stopping."""
+
+import collections
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import Function
+from digits import batches, digits, train, validation_batches
+from torch import nn
+
+from lightning_neuroimp import (
+    AblationFaithfulness,
+    Attribution,
+    ProbeSet,
+    Results,
+    ablation_faithfulness,
+    deletion_curve,
+    neuron_importance,
+    symmetric_relevance_gain,
+)
+from lightning_neuroimp.tape import Tape
+
+
+@pytest.fixture(scope="module")
+def small():
+    return train(nn.Tanh, width=24, depth=2, epochs=4), validation_batches()
+
+
+def check(small, names, **settings):
+    model, data = small
+    results = neuron_importance(model, data, layers="1", attribution=names)
+    return ablation_faithfulness(model, data, results, AblationFaithfulness(**settings))
+
+
+@pytest.fixture(scope="module")
+def everything(small):
+    names = ["gradient_x_activation", "gradient", "random"]
+    return check(small, names, least_first=True, greedy=True, specificity=True)
+
+
+def test_intervals_hold_their_values(everything):
+    for one in everything.importances:
+        judged = one.faithfulness
+        for value, interval in [
+            (judged.gap, judged.gap_interval),
+            (judged.lds, judged.lds_interval),
+            (judged.srg, judged.srg_interval),
+        ]:
+            assert (interval[:, 0] <= value).all()
+            assert (value <= interval[:, 1]).all()
+        whole = judged.overall
+        assert whole.gap_interval[0] < whole.gap < whole.gap_interval[1]
+        assert whole.lds_interval[0] < whole.lds < whole.lds_interval[1]
+        # ten clusters together are known better than each of them
+        width = judged.gap_interval[:, 1] - judged.gap_interval[:, 0]
+        assert whole.gap_interval[1] - whole.gap_interval[0] < np.median(width)
+
+
+def test_least_first_curves_are_those_of_reversed_rankings(small, everything):
+    judged = everything["1"].faithfulness
+    np.testing.assert_allclose(judged.srg, symmetric_relevance_gain(judged.accuracy, judged.least_accuracy))
+    assert judged.overall.srg == pytest.approx(
+        float(symmetric_relevance_gain(judged.overall.accuracy, judged.overall.least_accuracy))
+    )
+    upside_down = Attribution("reversed", lambda batch: -(batch.activation * batch.gradient))
+    other = check(small, [upside_down])["1"].faithfulness
+    np.testing.assert_allclose(other.accuracy, judged.least_accuracy)
+    assert everything["1", "random"].faithfulness.overall.srg == pytest.approx(0, abs=0.15)
+
+
+def test_comparisons_pair_the_samples(everything):
+    pairs = list(itertools.combinations(["gradient_x_activation", "gradient", "random"], 2))
+    assert [(one.first, one.second) for one in everything.comparisons] == pairs
+    for one in everything.comparisons:
+        first, second = (everything["1", name].faithfulness for name in (one.first, one.second))
+        # the control is in both gaps, so that it is not in their difference
+        assert one.difference == pytest.approx(first.overall.gap - second.overall.gap)
+        np.testing.assert_allclose(one.cluster_difference, first.gap - second.gap)
+        assert one.interval[0] < one.difference < one.interval[1]
+    assert everything.comparisons[0].better == "gradient_x_activation"
+    same = Attribution("same", lambda batch: batch.activation * batch.gradient)
+    tie = check((train(nn.Tanh, width=8, depth=1, epochs=2), validation_batches()), ["gradient_x_activation", same])
+    assert tie.comparisons[0].better is None
+    assert tie.comparisons[0].difference == 0
+
+
+def test_discoveries_are_counted_over_clusters_sites_and_scores(small):
+    model, data = small
+    results = neuron_importance(model, data, layers=["1", "3"], attribution=["gradient", "random"])
+    found = ablation_faithfulness(model, data, results)
+    p_values = np.concatenate([one.faithfulness.p_value for one in found.importances])
+    q_values = np.concatenate([one.faithfulness.q_value for one in found.importances])
+    order = np.argsort(p_values)
+    expected = np.minimum.accumulate((p_values[order] * 40 / np.arange(1, 41))[::-1])[::-1]
+    np.testing.assert_allclose(q_values[order], np.minimum(expected, 1))
+
+
+class Blocks(nn.Module):
+    """Five classes with two units each, and ten units of no use."""
+
+    def __init__(self):
+        super().__init__()
+        self.site = nn.Identity()
+
+    def forward(self, x):
+        h = self.site(x)
+        return h[:, :10].reshape(-1, 5, 2).sum(2) + torch.linspace(0, 0.1, 5)
+
+
+def test_specificity_of_planted_blocks():
+    y = torch.arange(200) % 5
+    x = torch.cat([nn.functional.one_hot(y, 5).repeat_interleave(2, 1), torch.ones(200, 10)], 1).float()
+    results = neuron_importance(Blocks(), [(x, y)], layers="site")
+    settings = AblationFaithfulness(specificity=True)
+    found = ablation_faithfulness(Blocks(), [(x, y)], results, settings)["site"].faithfulness.specificity
+    assert found.removed == 2
+    # without its two units a class is taken for the last one, which the bias prefers; that one stays right
+    np.testing.assert_allclose(found.damage, np.diag([1.0, 1, 1, 1, 0]))
+    assert found.value == pytest.approx(0.8)
+    assert found.p_value == pytest.approx(1 / 120)
+    np.testing.assert_allclose(found.balanced_accuracy[0], 1.0)
+    # its samples are all missed, and no other sample is taken for it; of the last class all are still found
+    np.testing.assert_allclose(found.balanced_accuracy[1], [0.5, 0.5, 0.5, 0.5, 1.0])
+
+
+def test_specificity_follows_clusters_of_mixed_classes(small):
+    model, data = small
+    results = neuron_importance(model, data, layers="1", clusters=lambda batch: batch[1] % 4)
+    found = ablation_faithfulness(model, data, results, AblationFaithfulness(specificity=True))
+    specificity = found["1"].faithfulness.specificity
+    assert np.isnan(specificity.balanced_accuracy).all()
+    assert specificity.damage.shape == (4, 4)
+    assert specificity.value > 0
+
+
+def test_the_diagonal_of_the_damage_is_a_point_of_the_curve(everything):
+    judged = everything["1"].faithfulness
+    point = judged.removed.tolist().index(judged.specificity.removed)
+    np.testing.assert_allclose(np.diag(judged.specificity.damage), judged.intact_accuracy - judged.accuracy[:, point])
+
+
+def test_greedy_orders_equal_a_slow_search():
+    torch.manual_seed(0)
+    x, y = (part[:80] for part in digits())
+    model = nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10))
+    data = batches(x, y, 80)
+    results = neuron_importance(model, data, layers="1", clusters=lambda batch: batch[1] % 2)
+    settings = AblationFaithfulness(fractions=(0.3, 0.6), greedy=True)
+    found = ablation_faithfulness(model, data, results, settings)["1"].faithfulness
+    assert found.removed.tolist() == [2, 4]
+    h = model[:2](x).detach()
+    order_of = {}
+    probe = {number: place for place, number in enumerate(results.sample_index.tolist())}
+    half = np.array([results.sample_half[probe[number]] for number in range(80)])
+    cluster = np.array([results.sample_cluster[probe[number]] for number in range(80)])
+
+    def margin(rows, gone):
+        kept = h[rows].clone()
+        kept[:, gone] = 0
+        logits, own = model[2](kept), y[rows]
+        rest = logits.scatter(1, own[:, None], -torch.inf)
+        return float((logits.gather(1, own[:, None])[:, 0] - rest.logsumexp(1)).detach().sum())
+
+    for group in itertools.product((0, 1), (0, 1)):
+        rows = np.flatnonzero((cluster == group[0]) & (half == group[1]))
+        gone = []
+        for count in (2, 4):
+            left = {j: margin(rows, [*gone, j]) for j in range(6) if j not in gone}
+            gone += sorted(left, key=left.__getitem__)[: count - len(gone)]
+        order_of[group] = gone
+    for row in (0, 1):
+        right = np.zeros(2)
+        for side in (0, 1):
+            rows = np.flatnonzero((cluster == row) & (half == side))
+            for point, count in enumerate((2, 4)):
+                kept = h[rows].clone()
+                kept[:, order_of[row, 1 - side][:count]] = 0
+                right[point] += int((model[2](kept).argmax(1) == y[rows]).sum())
+        np.testing.assert_allclose(found.greedy_accuracy[row], right / (cluster == row).sum())
+    greedy = (found.random_accuracy.mean(0) - found.greedy_accuracy).mean(1)
+    for row in (0, 1):
+        if greedy[row] > 0:
+            assert found.normalised_gap[row] == pytest.approx(found.gap[row] / greedy[row])
+        else:
+            assert np.isnan(found.normalised_gap[row])
+
+
+def test_the_normalised_gap_of_the_best_ranking_is_one():
+    weights = torch.tensor([4.0, 3, 2, 1, 0, 0, 0, 0, 0, 0])
+    model = Function(lambda h: h @ weights - 6)
+    torch.manual_seed(0)
+    x = torch.rand(200, 10) + 0.4
+    y = (model(x)[:, 0] <= 0).long()
+    data = [(x, y)]
+    results = neuron_importance(model, data, layers="site", target="logit", clusters=lambda batch: batch[1] * 0)
+    found = ablation_faithfulness(model, data, results, AblationFaithfulness(greedy=True))["site"].faithfulness.overall
+    assert 0 < found.normalised_gap < 1.6
+
+
+@pytest.mark.parametrize(("attribution", "made"), [("random", 19), ("gradient_x_activation", 99)])
+def test_the_control_stops_where_all_is_decided(attribution, made):
+    model, data = train(nn.ReLU, width=24, depth=1, epochs=4), validation_batches()
+    probe = ProbeSet.from_batches(data, seed=3)
+    clusters = "labels" if made == 99 else lambda batch: batch[1] * 0
+    results = neuron_importance(model, probe, layers="1", attribution=attribution, clusters=clusters, seed=3)
+    found = ablation_faithfulness(model, probe, results, AblationFaithfulness(n_random=99))
+    judged = found["1"].faithfulness
+    assert judged.n_draws == 99
+    if made == 99:
+        assert len(judged.random_accuracy) == 99
+        assert judged.p_value.min() == 0.01
+        assert not found.notes
+    else:
+        n_made = len(judged.random_accuracy)
+        assert n_made < 99
+        assert f"1: no ranking was ahead of the random orders any more after {n_made} of the 99" in found.notes[-1]
+        level = judged.accuracy[0].mean()
+        beaten = np.flatnonzero(judged.random_accuracy[:, 0].mean(1) <= level + 1e-9)
+        assert judged.p_value[0] == pytest.approx(5 / (beaten[4] + 1))
+        assert judged.verdict == ("no better than random",)
+
+
+def test_what_is_not_asked_for_costs_nothing(small, monkeypatch):
+    """Replays of a check, by what is asked for."""
+    runs = collections.Counter()
+    run = Tape.run
+
+    def counted(tape, activation):
+        runs["all"] += 1
+        return run(tape, activation)
+
+    monkeypatch.setattr(Tape, "run", counted)
+    model, data = small
+    results = neuron_importance(model, data, layers="1", attribution=["random", "gradient"])
+    cost = {}
+    for name in ("", "least_first", "specificity", "greedy"):
+        runs.clear()
+        probe = ProbeSet.from_batches(data)
+        settings = AblationFaithfulness(fractions=(0.2, 0.5), **({name: True} if name else {}))
+        ablation_faithfulness(model, probe, results, settings)
+        # without the one trial of each site
+        cost[name] = (runs["all"] - 1) / probe.select(results.sample_index[:512]).count_batches(None)
+    orders = 2 * (19 + 2 * 2 + 1)  # random control, both scores alone and for all clusters, activation size
+    assert cost[""] <= orders
+    assert cost["least_first"] - cost[""] == 2 * 2
+    # one set of neurons for each cluster; "random" has the same ones for all
+    assert cost["specificity"] - cost[""] == 10 + 1
+    assert cost["greedy"] - cost[""] >= 2 * 24
+
+
+def test_all_of_it_is_saved(everything, tmp_path):
+    everything.save(tmp_path / "results.npz")
+    loaded = Results.load(tmp_path / "results.npz")
+    one, other = loaded["1"].faithfulness, everything["1"].faithfulness
+    np.testing.assert_array_equal(one.specificity.damage, other.specificity.damage)
+    np.testing.assert_array_equal(one.least_accuracy, other.least_accuracy)
+    np.testing.assert_array_equal(loaded["1"].reliability.split_half, everything["1"].reliability.split_half)
+    assert loaded.comparisons[0].better == "gradient_x_activation"
+
+
+def test_a_curve_of_ones_own(small):
+    model, data = small
+    ranking = np.random.default_rng(0).permutation(24)
+    found = deletion_curve(
+        model, data, ranking, layer="1", fractions=(0.1, 0.5, 1.0), baseline="mean", max_samples=1000
+    )
+    x, y = torch.cat([one for one, _ in data]), torch.cat([two for _, two in data])
+    h = model[:2](x).detach()
+    for point, count in enumerate((3, 12, 24)):
+        kept = h.clone()
+        kept[:, ranking[:count].copy()] = h.mean(0)[ranking[:count].copy()]
+        right = model[2:](kept).argmax(1) == y
+        assert found.accuracy[point] == pytest.approx(float(right.float().mean()), abs=1e-6)
+    assert found.intact_accuracy == pytest.approx(float((model(x).argmax(1) == y).float().mean()), abs=1e-6)
+    assert found.removed.tolist() == [3, 12, 24]
+    refused = "number of each of the 24 neurons of layer '1' once, got 2 numbers, 2 different ones from 0 to 1"
+    with pytest.raises(ValueError, match=refused):
+        deletion_curve(model, data, [0, 1], layer="1")
+
+
+def test_reliability_and_drift(small):
+    model, data = small
+    first = neuron_importance(model, data, layers="1", attribution=["gradient", "random"], epoch=3)
+    assert first["1"].drift is None
+    reliability = first["1", "random"].reliability
+    np.testing.assert_allclose(reliability.split_half, 1.0)  # one score per neuron, the same in both halves
+    np.testing.assert_allclose(reliability.top_overlap, 1.0)
+    assert (reliability.k, reliability.top_chance) == (3, 3 / 45)
+    assert (first["1"].reliability.split_half < 1).all()
+    torch.manual_seed(1)
+    changed = copy.deepcopy(model)
+    for layer in changed[::2]:
+        layer.reset_parameters()
+    again = neuron_importance(model, data, layers="1", attribution=["gradient", "random"], previous=first)
+    other = neuron_importance(changed, data, layers="1", attribution=["gradient", "random"], previous=first)
+    np.testing.assert_allclose(again["1"].drift.rank_correlation, 1.0)
+    np.testing.assert_allclose(again["1"].drift.top_overlap, 1.0)
+    assert again["1"].drift.epoch == 3
+    assert np.abs(other["1"].drift.rank_correlation).max() < 0.7
