@@ -237,7 +237,7 @@ def coverage(quick: bool) -> Iterator[Row]:
             hits = dict.fromkeys(truth, 0)
             for seed in range(n):
                 generator = np.random.default_rng([seed, size])
-                chosen, draws = generator.choice(rows, size), generator.choice(n_draws, 19, replace=False)
+                chosen, draws = generator.choice(rows, size), generator.choice(len(control), 19, replace=False)
                 weights = stats.resamples(size, stats.N_REPLICATES, generator)
                 which = generator.integers(19, size=(stats.N_REPLICATES, 19))
                 replicates = {

@@ -21,6 +21,7 @@ _HOME = {
     "KMeansClusters": "clusters",
     "NeuronImportance": "callbacks",
     "ProbeSet": "probe",
+    "Randomisation": "results",
     "Reliability": "results",
     "Removal": "results",
     "Results": "results",
@@ -34,6 +35,7 @@ _HOME = {
     "specificity": "statistics",
     "symmetric_relevance_gain": "statistics",
     "undisturbed": "isolation",
+    "weight_randomisation": "randomisation",
 }
 
 __all__ = sorted(_HOME)

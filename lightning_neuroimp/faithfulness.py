@@ -32,6 +32,7 @@ class AblationFaithfulness:
         greedy: also remove neurons in an order found greedily, for the normalised gap; takes a pass of what follows the
             site for each neuron at each fraction.
         specificity: also remove each cluster's top tenth of the neurons from all other clusters.
+        randomise: also compute importances with randomised weights, on a copy of the model.
         max_overhead: skip a check that would take more than this share of the time since the last one; the first one,
             and the one at the end of the last epoch, are always made. None: never skip.
     """
@@ -44,6 +45,7 @@ class AblationFaithfulness:
     least_first: bool = False
     greedy: bool = False
     specificity: bool = False
+    randomise: bool = False
 
     def __post_init__(self) -> None:
         # a list is what YAML and the command line give

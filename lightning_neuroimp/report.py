@@ -3,6 +3,7 @@
 import numpy as np
 from tabulate import tabulate
 
+from lightning_neuroimp import statistics
 from lightning_neuroimp.agreement import agreement
 from lightning_neuroimp.diagnosis import LEVEL, MIN_HALF
 from lightning_neuroimp.results import Comparison, Importance, Results
@@ -152,6 +153,13 @@ def _remarks(results: Results, one: Importance) -> list[str]:
         needed = one.reliability.samples_needed[np.isfinite(one.reliability.samples_needed)]
         most = f"; .9 takes about {int(np.ceil(np.median(needed)))} samples a cluster" if len(needed) else ""
         lines.append(f"Reliability, by which a cluster's halves agree on its neurons: {agreed.reliability:.2f}{most}.")
+    for randomised in results.randomisations:
+        if (randomised.site, randomised.attribution) == (one.site, one.attribution):
+            mean = statistics.weighted_mean(randomised.rank_correlation, results.clusters.size)
+            steps = ", ".join(f"{value:.2f}" for value in mean)
+            lines.append(
+                f"Rank correlation with randomised weights, from the output to all modules (near 0 is sane): {steps}."
+            )
     if one.drift is not None and not np.isnan(agreed.stability):
         lines.append(f"Rank correlation with epoch {one.drift.epoch}: {agreed.stability:.2f}.")
     return lines

@@ -153,6 +153,23 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False)
+class Randomisation:
+    """How far importances follow the model's weights.
+
+    Attributes:
+        site: name of the module.
+        attribution: name of the score.
+        stages: the modules whose weights each stage shuffles, from the output towards the input; earlier ones stay so.
+        rank_correlation: of the importances then with those of the model as it is.
+    """
+
+    site: str
+    attribution: str
+    stages: tuple[str, ...]
+    rank_correlation: Float[np.ndarray, "stage cluster"]
+
+
+@dataclass(frozen=True, eq=False)
 class Reliability:
     """How well the two halves of each cluster agree on its neurons.
 
@@ -379,6 +396,7 @@ class Results(Mapping[Any, Importance]):
         seconds: time of each pass.
         notes: what was left out or is missing, in words.
         comparisons: each two attributions at each site, where removal was measured.
+        randomisations: agreement with randomised weights, where it was asked for.
     """
 
     importances: tuple[Importance, ...]
@@ -395,6 +413,7 @@ class Results(Mapping[Any, Importance]):
     seconds: dict[str, float]
     notes: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
+    randomisations: tuple[Randomisation, ...] = ()
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -476,6 +495,7 @@ _CLASSES = {
         Faithfulness,
         Importance,
         Overall,
+        Randomisation,
         Reliability,
         Removal,
         Results,

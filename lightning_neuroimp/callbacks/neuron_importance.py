@@ -25,6 +25,7 @@ from lightning_neuroimp.callbacks.processes import MISTAKES, failing_together, g
 from lightning_neuroimp.clusters import KMeansClusters, check_clusters
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.probe import ProbeSampler, ProbeSet
+from lightning_neuroimp.randomisation import weight_randomisation
 from lightning_neuroimp.removal import check_baseline, check_target
 from lightning_neuroimp.results import Results
 from lightning_neuroimp.sites import Site, find_sites
@@ -338,6 +339,19 @@ class NeuronImportance(Callback):
                 gather=gather_objects,
                 progress=progress,
             )
+            if self.faithfulness is not None and self.faithfulness.randomise:
+                results = weight_randomisation(
+                    pl_module,
+                    self._probe,
+                    results,
+                    attribution=resolve_attributions(self.attribution),
+                    target=self.target,
+                    forward_fn=self.forward_fn,
+                    batch_size=self.batch_size,
+                    seed=self.seed,
+                    gather=gather_objects,
+                    progress=progress,
+                )
             self._cost.checked(time.monotonic() - start)
         return results
 

@@ -1,0 +1,139 @@
+"""Sanity check by weight randomisation: scores that survive it do not depend on what the model has learned."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_neuroimp import statistics
+from lightning_neuroimp.attribution import Attribution, AttributionFn, resolve_attributions
+from lightning_neuroimp.batches import ForwardFn
+from lightning_neuroimp.clusters import EmbeddingTap
+from lightning_neuroimp.isolation import undisturbed
+from lightning_neuroimp.passes import Passes
+from lightning_neuroimp.probe import Gather, ProbeSet, alone
+from lightning_neuroimp.progress import Progress, resolve_progress
+from lightning_neuroimp.removal import TargetFn, check_target
+from lightning_neuroimp.results import Randomisation, Removal, Results
+from lightning_neuroimp.sites import Site
+
+MAX_STAGES = 6
+
+
+def weight_randomisation(
+    model: nn.Module,
+    batches: Iterable[Any] | ProbeSet,
+    results: Results,
+    *,
+    attribution: Sequence[str | AttributionFn | Attribution] | None = None,
+    target: str | TargetFn | None = None,
+    forward_fn: ForwardFn | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    gather: Gather = alone,
+    progress: bool | Progress = False,
+) -> Results:
+    """How far importances follow the model's weights.
+
+    On a copy of the model the weights of more and more modules are shuffled, each tensor's entries among themselves,
+    from the output towards the input, in at most 6 stages; importances are computed anew for the same clusters. A score
+    whose ranking stays the same when all weights are shuffled says nothing about what the model has learned.
+
+    Takes the passes of `neuron_importance` once for each stage.
+
+    Args:
+        model: the one that the results are of. Left as it was found; it must be possible to copy it.
+        batches: the same loader or `ProbeSet` as in `neuron_importance`.
+        results: its outcome.
+        attribution: as in `neuron_importance`; by default those of the results, where all have names.
+        target: as in `neuron_importance`; by default that of the results, where it has a name.
+        forward_fn: as in `neuron_importance`.
+        batch_size: as in `neuron_importance`.
+        seed: of the shuffling.
+        gather: as in `neuron_importance`.
+        progress: as in `neuron_importance`.
+
+    Returns:
+        The results, with `randomisations`.
+
+    Raises:
+        ValueError: if the model cannot be copied, or an attribution or target of one's own has not been passed again.
+
+    Source: Adebayo et al., "Sanity checks for saliency maps", 2018, cascading randomisation.
+    """
+    attributions = resolve_attributions(results.attributions if attribution is None else attribution)
+    removals = {one.site: one.removal for one in results.importances}
+    _, target_fn = check_target(next(iter(removals.values())).target if target is None else target)
+    shuffled = _copy(model)
+    stages = _stages(shuffled)
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    number = dict(zip(results.sample_index.tolist(), results.sample_cluster.tolist(), strict=True))
+    with undisturbed(model):
+        if not isinstance(batches, ProbeSet):
+            batches = ProbeSet.from_batches(
+                batches, max_samples=len(results.sample_index), max_bytes=2**62, seed=results.seed
+            )
+        assigned = np.array([number[sample] for sample in batches.index.tolist()], np.int64)
+        for stage in stages:
+            _shuffle(stage, generator)
+            with undisturbed(shuffled):
+                sites = [Site(site, removal.axis) for site, removal in removals.items()]
+                passes = Passes(shuffled, batches, sites, forward_fn, batch_size, gather, resolve_progress(progress))
+
+                def removal_of(site: str, axis: int, n_neurons: int) -> Removal:
+                    return removals[site]
+
+                tap = EmbeddingTap(shuffled, None)
+                _, moments, _ = passes.score(tap, assigned, attributions, target_fn, removal_of, results.seed)
+            for one in results.importances:
+                if (one.site, one.attribution) in moments:
+                    count, means, _ = moments[one.site, one.attribution].means(
+                        one.cluster_ids, one.removal.n_neurons, gather
+                    )
+                    weight = (count / np.maximum(count.sum(0), 1))[..., None]
+                    after = np.where(weight > 0, means[0] * weight, 0.0).sum(0)
+                    pairs = zip(one.mean, after, strict=True)
+                    correlation = np.array([statistics.rank_correlation(*pair) for pair in pairs], float)
+                    found.setdefault((one.site, one.attribution), []).append(correlation)
+    names = tuple(", ".join(name for name, _ in stage) for stage in stages)
+    return results.replace(
+        randomisations=tuple(
+            Randomisation(site, name, names, np.stack(correlations)) for (site, name), correlations in found.items()
+        )
+    )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    # a LightningModule knows its trainer, which knows everything
+    attached = [value for name, value in vars(model).items() if name in ("_trainer", "_fabric") and value is not None]
+    try:
+        return copy.deepcopy(model, {id(value): value for value in attached})
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the model cannot be copied, which randomised weights need: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _stages(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    """Modules with weights of their own, the last ones first, in at most six groups."""
+    with_weights = [
+        (name or "the model's own", module)
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ][::-1]
+    if not with_weights:
+        raise ValueError("the model has no weights to randomise")
+    parts = np.array_split(np.arange(len(with_weights)), min(MAX_STAGES, len(with_weights)))
+    return [[with_weights[index] for index in part.tolist()] for part in parts]
+
+
+def _shuffle(stage: Sequence[tuple[str, nn.Module]], generator: torch.Generator) -> None:
+    with torch.no_grad():
+        for _, module in stage:
+            for parameter in module.parameters(recurse=False):
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.copy_(parameter.reshape(-1)[order].reshape(parameter.shape))
