@@ -204,7 +204,8 @@ def bootstrap_interval(
 
 def resamples(n: int, n_replicates: int, generator: np.random.Generator) -> Float[np.ndarray, "replicate unit"]:
     """Weights of n units in samples drawn from them with replacement; each row adds up to 1."""
-    return generator.multinomial(n, np.full(n, 1 / n), n_replicates) / n
+    drawn = generator.integers(n, size=(n_replicates, n)) + n * np.arange(n_replicates)[:, None]
+    return np.bincount(drawn.reshape(-1), minlength=n_replicates * n).reshape(n_replicates, n) / n
 
 
 def gap_replicates(

@@ -30,6 +30,9 @@ def callback(**options):
     return NeuronImportance(**({"layers": ["encoder.2"], "faithfulness": ALWAYS} | options))
 
 
+KEYS = ("gap", "lds", "p_value", "relative_gap", "reliability", "stability")
+
+
 def test_keys_are_fixed_sorted_and_few(tmp_path):
     seen = []
 
@@ -44,11 +47,11 @@ def test_keys_are_fixed_sorted_and_few(tmp_path):
     fit.fit(Classifier(), *loaders())
     expected = [
         "labels/checked_epoch",
-        *(f"labels/encoder.2/{key}" for key in ("gap", "lds", "p_value", "relative_gap")),
+        *(f"labels/encoder.2/{key}" for key in KEYS),
     ]
     expected += ["labels/measured_epoch", "kmeans/adjusted_rand_index", "kmeans/checked_epoch"]
     for attribution in ("gradient", "gradient_x_activation"):
-        expected += [f"kmeans/encoder.2/{attribution}/{key}" for key in ("gap", "lds", "p_value", "relative_gap")]
+        expected += [f"kmeans/encoder.2/{attribution}/{key}" for key in KEYS]
     expected += ["kmeans/measured_epoch"]
     assert seen == [expected] * 2
     overall = plain.results["encoder.2"].faithfulness.overall
@@ -168,7 +171,8 @@ def test_no_ablation(tmp_path):
     ours = callback(faithfulness=None, attribution="activation")
     fit = trainer(tmp_path, [ours])
     fit.fit(Classifier(), *loaders())
-    assert [key for key in fit.callback_metrics if key != "val_loss"] == ["neuroimp/measured_epoch"]
+    keys = ["neuroimp/encoder.2/reliability", "neuroimp/encoder.2/stability", "neuroimp/measured_epoch"]
+    assert [key for key in fit.callback_metrics if key != "val_loss"] == keys
     assert "verdict" not in ours.summary()
     assert "top neurons" in ours.summary()
 

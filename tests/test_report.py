@@ -1,12 +1,21 @@
 """Tables, figures and summaries: what a person reads."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from digits import train, validation_batches
 from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ablation_faithfulness, neuron_importance
-from lightning_neuroimp.figures import MAX_PANELS, deletion_figure, to_image
+from lightning_neuroimp.agreement import agreement
+from lightning_neuroimp.figures import (
+    MAX_PANELS,
+    agreement_figure,
+    deletion_figure,
+    specificity_figure,
+    to_image,
+)
 from lightning_neuroimp.report import markdown, summary
 from lightning_neuroimp.tensorboard.summaries import MAX_HISTOGRAMS, cluster_tags, write_summaries
 
@@ -47,9 +56,21 @@ def test_the_table_says_what_the_results_say(results):
             assert f"{p:.3g}" in words
             assert line.endswith(one.faithfulness.verdict[row])
         (line,) = [line for line in block if line.startswith("all ")]
+        low, high = overall.gap_interval
         assert line.endswith(overall.verdict)
-        assert block[-2].startswith(f"Gaps of simpler rankings, to compare with {overall.gap:+.3f}: activation size")
-        assert f"LDS, 1 is perfect): {overall.lds:.2f}" in block[-1]
+        assert line.split()[2:6] == [f"{overall.gap:+.3f}", f"{low:+.3f}", "to", f"{high:+.3f}"]
+        gaps, lds, reliability = block[-3:]
+        assert gaps.startswith(f"Gaps of simpler rankings, to compare with {overall.gap:+.3f}: activation size")
+        assert f"LDS, 1 is perfect): {overall.lds:.2f} ({overall.lds_interval[0]:+.2f} to " in lds
+        mean = np.average(one.reliability.split_half, weights=results.clusters.size)
+        assert reliability.startswith(
+            f"Reliability, by which a cluster's halves agree on its neurons: {mean:.2f}; .9 takes"
+        )
+    for one in results.comparisons:
+        assert f"{one.site}: {one.better}; gap of {one.first} - gap of {one.second}: {one.difference:+.3f} (" in text
+    q_values = np.concatenate([one.faithfulness.q_value for one in results.importances])
+    assert f"cluster counts; {(q_values <= 0.05).sum()} of 40 do at 5%. With 19 random orders" in text
+    assert "a few of 40 tests cannot stand out alone: n_random=799 would let them" in text
 
 
 def test_the_rule_of_the_gap_is_stated(results):
@@ -155,3 +176,64 @@ def test_tags_of_clusters_differ(results):
     table = results.clusters
     spaced = type(table)(**{**vars(table), "names": ("a b", "a_b", *table.names[2:])})
     assert cluster_tags(spaced)[:3] == ["a_b_0", "a_b_1", "label_2"]
+
+
+def test_specificity_and_agreement_are_drawn():
+    model, data = train(nn.Tanh, width=32, depth=1, epochs=3), validation_batches()
+    names = ["gradient_x_activation", "gradient"]
+    found = neuron_importance(model, data, layers="1", attribution=names, epoch=0)
+    again = neuron_importance(model, data, layers="1", attribution=names, epoch=1, previous=found)
+    asked = AblationFaithfulness(specificity=True, least_first=True, greedy=True)
+    found = ablation_faithfulness(model, data, again, asked)
+    text = summary(found)
+    for words in (
+        "Specificity, of removing 4 neurons",
+        "Symmetric relevance gain",
+        "normalised gap",
+        "with epoch 0: 1.00",
+    ):
+        assert words in text
+    picture = specificity_figure(found, "1")
+    matrices = [axes.images[0].get_array() for axes in picture.axes if axes.images]
+    for matrix, one in zip(matrices, found.importances, strict=True):
+        np.testing.assert_allclose(matrix, one.faithfulness.specificity.damage)
+    labels = [line.get_label() for line in deletion_figure(found, "1").axes[0].lines]
+    assert "gradient_x_activation, least important first" in labels
+    history = [agreement(results, one) for results in (again, found) for one in results.importances]
+    history = [dataclasses.replace(entry, epoch=number // 2) for number, entry in enumerate(history)]
+    lines = agreement_figure(history, "1").axes[0].lines
+    assert [line.get_label() for line in lines[:2]] == [
+        "gradient_x_activation: two halves",
+        "gradient_x_activation: with the epoch before",
+    ]
+    with pytest.raises(
+        ValueError, match=r"no specificity at '1': measure with AblationFaithfulness\(specificity=True\)"
+    ):
+        specificity_figure(again, "1")
+    with pytest.raises(ValueError, match=r"no history of '7': it has \['1'\]"):
+        agreement_figure(history, "7")
+
+
+def test_all_pictures_reach_tensorboard():
+    model, data = train(nn.Tanh, width=16, depth=1, epochs=2), validation_batches(200)
+    found = neuron_importance(model, data, layers="1", epoch=1)
+    found = ablation_faithfulness(model, data, found, AblationFaithfulness(specificity=True))
+    entries = [agreement(found, found["1"])]
+    history = [dataclasses.replace(entries[0], epoch=0), *entries]
+    seen = []
+
+    class Writer:
+        def add_histogram(self, *args):
+            pass
+
+        def add_text(self, *args):
+            pass
+
+        def add_image(self, tag, *args, **kwargs):
+            seen.append(tag)
+
+    write_summaries(Writer(), found, "mine", 3, history)
+    assert seen == ["mine/1/deletion_curves", "mine/1/specificity", "mine/1/agreement"]
+    seen.clear()
+    write_summaries(Writer(), found, "mine", 3, entries)  # one epoch is no history
+    assert seen == ["mine/1/deletion_curves", "mine/1/specificity"]

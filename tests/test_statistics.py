@@ -148,11 +148,9 @@ def test_gap_replicates_equal_a_loop():
     own, control = RNG.random(7), RNG.random((4, 7))
     found = statistics.gap_replicates(own, control, np.random.default_rng(5), 50)
     generator = np.random.default_rng(5)
-    samples = generator.multinomial(7, np.full(7, 1 / 7), 50)
-    draws = generator.multinomial(4, np.full(4, 1 / 4), 50)
+    samples, draws = generator.integers(7, size=(50, 7)), generator.integers(4, size=(50, 4))
     for row in range(50):
-        picked = np.repeat(np.arange(7), samples[row])
-        orders = np.repeat(np.arange(4), draws[row])
+        picked, orders = samples[row], draws[row]
         expected = np.mean([np.mean([control[order, one] for order in orders]) - own[one] for one in picked])
         assert found[row] == pytest.approx(expected)
 
@@ -161,9 +159,9 @@ def test_lds_replicates_equal_a_loop():
     predicted, effects = RNG.normal(size=6), RNG.normal(size=(6, 9))
     draws = np.random.default_rng(1).integers(6, size=(20, 6))
     found = statistics.lds_replicates(predicted, effects, draws, np.random.default_rng(2))
-    samples = np.random.default_rng(2).multinomial(9, np.full(9, 1 / 9), 20)
+    samples = np.random.default_rng(2).integers(9, size=(20, 9))
     for row in range(20):
-        picked = np.repeat(np.arange(9), samples[row])
+        picked = samples[row]
         measured = [effects[draw][picked].mean() for draw in draws[row]]
         assert found[row] == pytest.approx(np.corrcoef(predicted[draws[row]], measured)[0, 1])
 
