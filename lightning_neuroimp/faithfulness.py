@@ -214,8 +214,9 @@ class Judge:
         intervals = np.stack([statistics.bootstrap_interval(*pair) for pair in zip(replicates, n_samples, strict=True)])
         gains = [self._srg(position, rows) for rows in [*self.rows, np.concatenate(self.rows)]]
         n_lds = len(self.control)
-        lds_intervals = [statistics.bootstrap_interval(one, n_lds) for one in lds_replicates]
+        lds_intervals = statistics.correlation_interval(np.stack(lds_replicates, -1), lds, n_lds)
         lds_together = np.asarray(statistics.weighted_mean(np.stack(lds_replicates, -1), self.size))
+        lds_overall = float(statistics.weighted_mean(lds, self.size))
         smallest = self.samples.min(1)
         nan = np.full(n_clusters, np.nan)
         greedy_gap = None if greedy is None else statistics.gap(greedy, control)
@@ -231,13 +232,13 @@ class Judge:
             relative_gap=whole_relative,
             p_value=float(p_values[-1, 0]),
             p_value_worse=float(p_values[-1, 1]),
-            lds=float(statistics.weighted_mean(lds, self.size)),
+            lds=lds_overall,
             verdict=verdict(
                 float(p_values[-1, 0]), float(p_values[-1, 1]), whole_relative, int(self.samples.sum(0).min())
             ),
             reference_gap=np.stack([statistics.gap(self._together(one), whole[1]) for one in references]),
             gap_interval=intervals[-1],
-            lds_interval=statistics.bootstrap_interval(lds_together, n_lds),
+            lds_interval=statistics.correlation_interval(lds_together, np.array(lds_overall), n_lds),
             least_accuracy=None if least is None else self._together(least),
             srg=gains[-1][0],
             srg_interval=gains[-1][1],
@@ -268,7 +269,7 @@ class Judge:
                 for row in range(n_clusters)
             ),
             gap_interval=intervals[:-1],
-            lds_interval=np.stack(lds_intervals),
+            lds_interval=lds_intervals,
             least_accuracy=least,
             srg=np.array([value for value, _ in gains[:-1]]),
             srg_interval=np.stack([interval for _, interval in gains[:-1]]),
@@ -310,7 +311,10 @@ class Judge:
         return statistics.bootstrap_interval(weights @ values, len(values))
 
     def _lds(self, one: Importance) -> tuple[Float[np.ndarray, " cluster"], list[Float[np.ndarray, " replicate"]]]:
-        """Linear datamodeling score from the control's masks nearest to 10%, mean of the halves, and resampled."""
+        """Linear datamodeling score from the control's masks nearest to 10%, mean of the halves, and resampled masks.
+
+        Samples are not drawn again: effects on few samples are noisy, and noise draws every correlation towards zero.
+        """
         n_draws, point = len(self.control), nearest(self.removed, self.control.shape[1], LDS_FRACTION)
         masks: Bool[np.ndarray, "draw neuron"] = np.argsort(self.control, axis=1) < self.removed[point]
         draws = self._generator(3).integers(n_draws, size=(statistics.N_REPLICATES, n_draws))
@@ -323,8 +327,7 @@ class Judge:
                 effects = self.outcomes.intact_margin[rows] - self.outcomes.margin[self.plan.control :, point, rows]
                 scores = one.half_mean[1 - half, cluster]
                 score[cluster, half] = statistics.linear_datamodeling_score(scores, masks, effects.mean(1))
-                generator = self._generator(4, cluster, half)
-                halves[half] = statistics.lds_replicates(masks @ scores, effects, draws, generator)
+                halves[half] = statistics.row_correlations((masks @ scores)[draws], effects.mean(1)[draws])
             replicates.append(np.asarray(statistics.weighted_mean(halves.T, np.ones(2))))
         return np.asarray(statistics.weighted_mean(score, np.ones(2))), replicates
 

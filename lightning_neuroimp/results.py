@@ -60,7 +60,8 @@ class Overall:
         lds: linear datamodeling score, the correlation of predicted with measured joint effects, mean over clusters.
         verdict: in words.
         reference_gap: gap of each reference ranking.
-        gap_interval, lds_interval: 95% intervals, with samples and random orders drawn again and the rankings fixed.
+        gap_interval: 95%, with samples and random orders drawn again and the rankings fixed.
+        lds_interval: 95%, with random orders drawn again, for the samples that were ablated.
         least_accuracy: the curve with the least important neurons removed first; None where it was not asked for.
         srg, srg_interval: symmetric relevance gain, the mean over the points of (least first - most first).
         greedy_accuracy: the curve of a greedy order; None where it was not asked for.

@@ -229,22 +229,24 @@ def gap_replicates(
     return np.einsum("br,rn,bn->b", draws, control, samples, optimize=True) - samples @ own
 
 
-def lds_replicates(
-    predicted: Float[np.ndarray, " draw"],
-    effects: Float[np.ndarray, "draw sample"],
-    draws: Int[np.ndarray, "replicate draw"],
-    generator: np.random.Generator,
-) -> Float[np.ndarray, " replicate"]:
-    """The linear datamodeling score with samples and random masks drawn again.
+def correlation_interval(
+    replicates: Float[np.ndarray, "replicate *statistics"], value: Float[np.ndarray, "*statistics"], n: int
+) -> Float[np.ndarray, "*statistics 2"]:
+    """95% interval of a correlation: the replicates reflected at the value (basic bootstrap), on Fisher's scale.
 
     Args:
-        predicted: sum of the scores of each mask's neurons.
-        effects: what each mask takes from each sample's margin.
-        draws: which masks each replicate has.
-        generator: of the samples.
+        replicates: the correlation on resampled pairs.
+        value: on the pairs themselves.
+        n: how many pairs.
+
+    Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
     """
-    weights = resamples(effects.shape[1], len(draws), generator)
-    return row_correlations(predicted[draws], np.take_along_axis(weights @ effects.T, draws, axis=1))
+    reflected = 2 * _fisher(np.asarray(value))[..., None] - bootstrap_interval(_fisher(replicates), n)
+    return np.tanh(reflected[..., ::-1])
+
+
+def _fisher(correlation: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    return np.arctanh(np.clip(correlation, -1 + 1e-9, 1 - 1e-9))
 
 
 def split_half_reliability(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"]) -> float:

@@ -155,15 +155,15 @@ def test_gap_replicates_equal_a_loop():
         assert found[row] == pytest.approx(expected)
 
 
-def test_lds_replicates_equal_a_loop():
-    predicted, effects = RNG.normal(size=6), RNG.normal(size=(6, 9))
-    draws = np.random.default_rng(1).integers(6, size=(20, 6))
-    found = statistics.lds_replicates(predicted, effects, draws, np.random.default_rng(2))
-    samples = np.random.default_rng(2).integers(9, size=(20, 9))
-    for row in range(20):
-        picked = samples[row]
-        measured = [effects[draw][picked].mean() for draw in draws[row]]
-        assert found[row] == pytest.approx(np.corrcoef(predicted[draws[row]], measured)[0, 1])
+def test_the_interval_of_a_correlation_is_about_fishers():
+    generator = np.random.default_rng(0)
+    one = generator.normal(size=400)
+    other = one + generator.normal(size=400)
+    value = np.corrcoef(one, other)[0, 1]
+    draws = generator.integers(400, size=(4000, 400))
+    found = statistics.correlation_interval(statistics.row_correlations(one[draws], other[draws]), np.array(value), 400)
+    expected = np.tanh(np.arctanh(value) + np.array([-1.96, 1.96]) / np.sqrt(397))
+    np.testing.assert_allclose(found, expected, atol=0.015)
 
 
 def test_correlations_of_rows():
