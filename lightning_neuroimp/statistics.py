@@ -246,7 +246,7 @@ def correlation_interval(
 
 
 def _fisher(correlation: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return np.arctanh(np.clip(correlation, -1 + 1e-9, 1 - 1e-9))
+    return np.asarray(np.arctanh(np.clip(correlation, -1 + 1e-9, 1 - 1e-9)))
 
 
 def split_half_reliability(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"]) -> float:

@@ -9,6 +9,7 @@ from zlib import crc32
 
 import numpy as np
 from jaxtyping import Int
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from lightning_neuroimp import agreement, faithfulness
@@ -257,12 +258,14 @@ def ablation_faithfulness(
                 replayer = Replayer(model, lambda batch: forward_logits(model, batch, forward_fn, check=False), removal)
                 ablate = partial(ablate_orders, replayer, gather=gather, tick=tick)
                 judge = _check(ones, settings, ablate, grouped, replayer, results, gather)
-                for position, one in enumerate(ones):
-                    judged = judge.faithfulness(position)
+                # NumPy's BLAS has threads of its own, which would go on waiting for work beside torch's
+                with threadpool_limits(1, "blas"):
+                    judged = [judge.faithfulness(position) for position in range(len(ones))]
+                    comparisons += judge.comparisons()
+                for one, found in zip(ones, judged, strict=True):
                     if settings.specificity:
-                        judged = replace(judged, specificity=_specificity(one, ablate, grouped, results, row_of))
-                    checked[site, one.attribution] = judged
-                comparisons += judge.comparisons()
+                        found = replace(found, specificity=_specificity(one, ablate, grouped, results, row_of))
+                    checked[site, one.attribution] = found
                 if replayer.reason is not None:
                     notes.append(f"{site}: each ablation ran the whole network, because {replayer.reason}")
                 if len(judge.control) < settings.n_random:

@@ -16,6 +16,12 @@ from lightning_neuroimp import (
 )
 from lightning_neuroimp.report import summary
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+]
+
 
 @pytest.fixture(scope="module")
 def randomised():
