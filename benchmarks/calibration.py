@@ -322,7 +322,7 @@ def planted(quick: bool) -> Iterator[Row]:
 
 def stopping(quick: bool) -> Iterator[Row]:
     """Whether a control that stops early decides as the whole one does, and how many orders it makes."""
-    n, n_random = (30 if quick else 300), 199
+    n, n_random = (20 if quick else 100), 199
     x, y = data("digits", 400)
     model, batches = train(x[:200], y[:200], nn.ReLU, 24, 1, 3, 0), [(x[200:], y[200:])]
     for name in ("random", "gradient_x_activation"):

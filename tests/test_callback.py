@@ -199,7 +199,8 @@ def test_tensorboard_shows_every_epoch(tmp_path):
         f"labels/encoder.2/{name}/importance/label_{label}" for name in ours.results.attributions for label in range(10)
     ]
     assert sorted(tags["histograms"]) == sorted(histograms)
-    assert tags["images"] == ["labels/encoder.2/deletion_curves"]
+    assert sorted(tags["images"]) == ["labels/encoder.2/agreement", "labels/encoder.2/deletion_curves"]
+    assert [event.step for event in events.Images("labels/encoder.2/agreement")] == steps[1:]  # one epoch is no history
     for tag in histograms:
         assert [event.step for event in events.Histograms(tag)] == steps
     last = events.Histograms(histograms[0])[-1].histogram_value
