@@ -194,7 +194,7 @@ def discoveries(quick: bool) -> Iterator[Row]:
             "low": round(max(0.0, mean - error), 4),
             "high": round(mean + error, 4),
             "bound": f"<= {level}",
-            "holds": mean - error <= level,
+            "holds": bool(mean - error <= level),
         }
 
 
@@ -294,6 +294,8 @@ def planted(quick: bool) -> Iterator[Row]:
         ("plain", 1.0, 0.9),
         ("plain", 0.3, None),
         ("plain", 0.1, None),
+        ("plain", 0.03, None),
+        ("plain", 0.01, None),
         ("plain", 0.0, None),
         ("redundant", 1.0, None),
         ("inhibition", 1.0, 0.9),

@@ -64,7 +64,7 @@ def deletion_figure(results: Results, site: str) -> "Figure":
     more = f" ({left_out} clusters not drawn)" if left_out else ""
     pad = 8 + 17 * len(checked)
     whole.set_title(f"{site}, all clusters{when}{more}", fontsize=16, fontweight="bold", pad=pad)
-    whole.legend(loc="lower left", fontsize=12, framealpha=0.8)
+    whole.legend(loc="lower left", fontsize=12 if len(whole.lines) < 6 else 9, framealpha=0.8)
     for number, row in enumerate(rows):
         panel = figure.add_subplot(grid[1 + number // _COLUMNS, number % _COLUMNS], sharey=whole)
         _draw_panel(panel, checked, row, removal.n_neurons, size=9)
