@@ -1,6 +1,6 @@
 """What resuming the model from a site saves, beside full passes and Captum, in one process.
 
-For each site: a whole check by ablation (133 passes over 16 batches: intact, and 6 fractions of 22 orders) made by
+For each site: a whole check by ablation (133 passes over 8 batches: intact, and 6 fractions of 22 orders) made by
 hooks and full passes, and by replays; leave-one-out of every neuron by Captum's LayerFeatureAblation and by
 replays, over one batch; operations of a full pass and of what follows the site (`FlopCounterMode`); how far the
 memory's peak rises above that of one plain pass; the largest difference between the logits of both ways.
@@ -395,7 +395,7 @@ def main() -> None:
         for site in cell[4]:
             if options.quick and site not in QUICK[cell[0]]:
                 continue
-            row = Site(cell, site, device, 2 if options.quick else 16).measure()
+            row = Site(cell, site, device, 2 if options.quick else 8).measure()
             row["missed"] = ", ".join(missed(row, device))
             rows.append(row)
             line = "".join(f"{row[column]:>{width}}" for column, width in zip(columns, widths, strict=True))
