@@ -1,6 +1,7 @@
 """What resuming the model from a site saves, beside full passes and Captum, in one process.
 
-For each site: a whole check by ablation (133 passes over 16 batches: intact, and 6 fractions of 22 orders) made by
+For each site: a whole check by ablation (133 passes over 512 samples, fewer
+before the last block: intact, and 6 fractions of 22 orders) made by
 hooks and full passes, and by replays; leave-one-out of every neuron by Captum's LayerFeatureAblation and by
 replays, over one batch; operations of a full pass and of what follows the site (`FlopCounterMode`); how far the
 memory's peak rises above that of one plain pass; the largest difference between the logits of both ways.
@@ -238,17 +239,16 @@ class Site:
     def check(self) -> tuple[float, float, float]:
         """A whole check by full passes and by replays: seconds of each, and the largest difference of the margins.
 
-        The two take turns, batch by batch, so that whatever else the machine does hits both.
+        The two take turns, eight batches each, so that whatever else the machine does hits both.
         """
         replayers = [Replayer(self.model, self.forward, self.removal, full_passes=full) for full in (True, False)]
         removed = points(FRACTIONS, self.removal.n_neurons)
         seconds, difference = [0.0, 0.0], 0.0
-        for x, y, groups in self.batches:
+        for chunk in [self.batches[start : start + 8] for start in range(0, len(self.batches), 8)]:
+            data = [((x, y), groups, groups) for x, y, groups in chunk]
             outcomes = []
             for way, replayer in enumerate(replayers):
-                took, outcome = self.timed(
-                    partial(ablate_orders, replayer, [((x, y), groups, groups)], self.orders, removed)
-                )
+                took, outcome = self.timed(partial(ablate_orders, replayer, data, self.orders, removed))
                 seconds[way] += took
                 outcomes.append(outcome)
             difference = max(difference, float(np.abs(outcomes[0].margin - outcomes[1].margin).max()))
@@ -362,6 +362,12 @@ class Site:
             ablate(replay, self.removal, mask.to(self.device))
 
 
+def n_batches(cell: Cell, site: str, quick: bool) -> int:
+    """As many as 512 samples are where a goal is set for the whole check; fewer where naive checks take long."""
+    whole = 512 // cell[3]
+    return 2 if quick else whole if cell[4][site] in ("last", "classifier") else min(8, whole)
+
+
 def missed(row: dict[str, Any], device: torch.device) -> list[str]:
     """The goals that a row misses."""
     goals = {
@@ -394,7 +400,7 @@ def main() -> None:
         for site in cell[4]:
             if options.quick and site not in QUICK[cell[0]]:
                 continue
-            row = Site(cell, site, device, 2 if options.quick else 16).measure()
+            row = Site(cell, site, device, n_batches(cell, site, options.quick)).measure()
             row["missed"] = ", ".join(missed(row, device))
             rows.append(row)
             line = "".join(f"{row[column]:>{width}}" for column, width in zip(columns, widths, strict=True))
