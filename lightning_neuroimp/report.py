@@ -148,11 +148,23 @@ def _remarks(results: Results, one: Importance) -> list[str]:
                 f"Specificity, of removing {specificity.removed} neurons: a cluster's own top neurons cost it "
                 f"{_signed(specificity.value)} more accuracy than those of other clusters, p {_p(specificity.p_value)}."
             )
+            before, after = (
+                statistics.weighted_mean(row, results.clusters.size) for row in specificity.balanced_accuracy
+            )
+            if not np.isnan(before):
+                lines.append(
+                    f"Balanced accuracy of telling a label from all others: {before:.2f}, without its top neurons "
+                    f"{after:.2f}."
+                )
     agreed = agreement(results, one)
     if not np.isnan(agreed.reliability):
         needed = one.reliability.samples_needed[np.isfinite(one.reliability.samples_needed)]
         most = f"; .9 takes about {int(np.ceil(np.median(needed)))} samples a cluster" if len(needed) else ""
         lines.append(f"Reliability, by which a cluster's halves agree on its neurons: {agreed.reliability:.2f}{most}.")
+        overlap = float(statistics.weighted_mean(one.reliability.top_overlap, results.clusters.size))
+        lines[-1] += (
+            f" Their top {one.reliability.k} overlap by {overlap:.2f} (by chance {one.reliability.top_chance:.2f})."
+        )
     for randomised in results.randomisations:
         if (randomised.site, randomised.attribution) == (one.site, one.attribution):
             mean = statistics.weighted_mean(randomised.rank_correlation, results.clusters.size)

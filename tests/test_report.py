@@ -66,6 +66,8 @@ def test_the_table_says_what_the_results_say(results):
         assert reliability.startswith(
             f"Reliability, by which a cluster's halves agree on its neurons: {mean:.2f}; .9 takes"
         )
+        overlap = np.average(one.reliability.top_overlap, weights=results.clusters.size)
+        assert reliability.endswith(f"Their top 4 overlap by {overlap:.2f} (by chance 0.07).")
     for one in results.comparisons:
         assert f"{one.site}: {one.better}; gap of {one.first} - gap of {one.second}: {one.difference:+.3f} (" in text
     q_values = np.concatenate([one.faithfulness.q_value for one in results.importances])
@@ -193,6 +195,11 @@ def test_specificity_and_agreement_are_drawn():
         "with epoch 0: 1.00",
     ):
         assert words in text
+    before, after = (
+        found["1"].faithfulness.specificity.balanced_accuracy @ found.clusters.size / found.clusters.size.sum()
+    )
+    told = f"Balanced accuracy of telling a label from all others: {before:.2f}, without its top neurons {after:.2f}."
+    assert told in text
     picture = specificity_figure(found, "1")
     matrices = [axes.images[0].get_array() for axes in picture.axes if axes.images]
     for matrix, one in zip(matrices, found.importances, strict=True):
