@@ -27,7 +27,7 @@ class Outcomes:
         sample: number of each sample, ascending.
         group: its group.
         correct: whether it is predicted right, for each order and number of removed neurons.
-        margin: its margin, in logits; not finite where its logits are not.
+        margin: its margin, in logits; NaN where it is not finite.
         predicted: its predicted class; -1 where its logits are NaN.
         intact_correct, intact_margin, intact_predicted: the same with all neurons.
     """
@@ -215,4 +215,5 @@ def _outcomes(
     if waiting:
         count()
     correct, margins, predicted = (np.concatenate([table[part] for table in tables]) for part in range(3))
-    return correct, margins.astype(np.float64), predicted
+    # an infinite one would spoil differences with warnings; none is told from the other
+    return correct, np.where(np.isfinite(margins), margins, np.nan).astype(np.float64), predicted

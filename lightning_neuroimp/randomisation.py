@@ -19,6 +19,7 @@ from lightning_neuroimp.progress import Progress, resolve_progress
 from lightning_neuroimp.removal import TargetFn, check_target
 from lightning_neuroimp.results import Randomisation, Removal, Results
 from lightning_neuroimp.sites import Site
+from lightning_neuroimp.study import probe_of
 
 MAX_STAGES = 6
 
@@ -60,7 +61,8 @@ def weight_randomisation(
         The results, with `randomisations`.
 
     Raises:
-        ValueError: if the model cannot be copied, or an attribution or target of one's own has not been passed again.
+        ValueError: if the model cannot be copied, an attribution or target of one's own has not been passed again, or
+            the batches do not give the samples that the results are of.
 
     Source: Adebayo et al., "Sanity checks for saliency maps", 2018, cascading randomisation.
     """
@@ -73,16 +75,13 @@ def weight_randomisation(
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     number = dict(zip(results.sample_index.tolist(), results.sample_cluster.tolist(), strict=True))
     with undisturbed(model):
-        if not isinstance(batches, ProbeSet):
-            batches = ProbeSet.from_batches(
-                batches, max_samples=len(results.sample_index), max_bytes=2**62, seed=results.seed
-            )
-        assigned = np.array([number[sample] for sample in batches.index.tolist()], np.int64)
+        probe = probe_of(results, batches, gather)
+        assigned = np.array([number[sample] for sample in probe.index.tolist()], np.int64)
         for stage in stages:
             _shuffle(stage, generator)
             with undisturbed(shuffled):
                 sites = [Site(site, removal.axis) for site, removal in removals.items()]
-                passes = Passes(shuffled, batches, sites, forward_fn, batch_size, gather, resolve_progress(progress))
+                passes = Passes(shuffled, probe, sites, forward_fn, batch_size, gather, resolve_progress(progress))
 
                 def removal_of(site: str, axis: int, n_neurons: int) -> Removal:
                     return removals[site]

@@ -1,8 +1,8 @@
 """Replay: run a model again from a site on, with other activations there, at the cost of what follows the site.
 
-The first pass over a batch is recorded on a tape (`tape.py`). Per site, the first tape has to reproduce a random
-ablation that a plain hook makes in a full pass; where it does not, or cannot be made, every ablation there is a full
-pass, and a warning says why.
+The first pass over a batch is recorded (`recorder.py`) on a tape (`tape.py`). Per site and way through the model, the
+first tape has to reproduce a random ablation that a plain hook makes in a full pass; where it does not, or cannot be
+made, every ablation there is a full pass, and a warning says why.
 """
 
 import warnings
@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_neuroimp.batches import model_device, to_device
+from lightning_neuroimp.recorder import Recorder
 from lightning_neuroimp.removal import remove
 from lightning_neuroimp.results import Removal
-from lightning_neuroimp.tape import Recorder, Tape, TapeBroken
+from lightning_neuroimp.tape import Tape, TapeBroken
 
 Forward = Callable[[Any], tuple[Tensor, Tensor]]
 """A batch on the model's device, which it may overwrite -> logits (sample, class) and class targets (sample,)."""

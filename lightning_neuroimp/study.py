@@ -12,7 +12,7 @@ from jaxtyping import Int
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from lightning_neuroimp import agreement, faithfulness
+from lightning_neuroimp import agreement, damage, faithfulness
 from lightning_neuroimp import clusters as clustering
 from lightning_neuroimp.attribution import Attribution, AttributionFn, resolve_attributions
 from lightning_neuroimp.batches import ForwardFn, forward_logits
@@ -236,14 +236,7 @@ def ablation_faithfulness(
     notes: list[str] = []
     comparisons: list[Comparison] = []
     with undisturbed(model):
-        # the smallest keys of the same stream are the same samples, whatever bounds were set then
-        probe = _probe(batches, len(results.sample_index), 2**62, results.seed)
-        if not _same_samples(probe, results, gather):
-            raise ValueError(
-                f"the batches do not give the {len(results.sample_index)} probe samples that the results are of: pass "
-                "the loader that neuron_importance was called with, or one ProbeSet to both if it shuffles"
-            )
-        part = probe.select(np.array(list(group_of), np.int64))
+        part = probe_of(results, batches, gather).select(np.array(list(group_of), np.int64))
         passes = part.count_batches(batch_size) * sum(
             settings.forward_passes(len(ones), ones[0].removal.n_neurons) for ones in by_site.values()
         )
@@ -388,12 +381,12 @@ def _specificity(
 ) -> Specificity:
     n_neurons = one.removal.n_neurons
     removed = points([faithfulness.LDS_FRACTION], n_neurons)
-    outcomes = ablate(grouped(), faithfulness.specificity_orders(one), removed)
+    outcomes = ablate(grouped(), damage.specificity_orders(one), removed)
     target_of = dict(zip(results.sample_index.tolist(), results.sample_target.tolist(), strict=True))
     target = np.array([target_of[sample] for sample in outcomes.sample.tolist()], np.int64)
     counts = results.clusters.class_counts
     classes = np.where((counts > 0).sum(1) == 1, counts.argmax(1), -1)
-    return faithfulness.judge_specificity(one, outcomes, int(removed[0]), target, classes, results.seed)
+    return damage.judge_specificity(one, outcomes, int(removed[0]), target, classes, results.seed)
 
 
 def _with_discoveries(importances: list[Importance]) -> list[Importance]:
@@ -418,6 +411,22 @@ def _probe(batches: Iterable[Any] | ProbeSet, max_samples: int, max_bytes: int, 
     if isinstance(batches, ProbeSet):
         return batches
     return ProbeSet.from_batches(batches, max_samples=max_samples, max_bytes=max_bytes, seed=seed)
+
+
+def probe_of(results: Results, batches: Iterable[Any] | ProbeSet, gather: Gather) -> ProbeSet:
+    """The probe set that results are of, drawn again.
+
+    Raises:
+        ValueError: if the batches do not give its samples.
+    """
+    # the smallest keys of the same stream are the same samples, whatever bounds were set then
+    probe = _probe(batches, len(results.sample_index), 2**62, results.seed)
+    if not _same_samples(probe, results, gather):
+        raise ValueError(
+            f"the batches do not give the {len(results.sample_index)} probe samples that the results are of: pass "
+            "the loader that neuron_importance was called with, or one ProbeSet to both if it shuffles"
+        )
+    return probe
 
 
 def _same_samples(probe: ProbeSet, results: Results, gather: Gather) -> bool:

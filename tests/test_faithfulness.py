@@ -300,3 +300,15 @@ def test_reliability_and_drift(small):
     np.testing.assert_allclose(again["1"].drift.top_overlap, 1.0)
     assert again["1"].drift.epoch == 3
     assert np.abs(other["1"].drift.rank_correlation).max() < 0.7
+
+
+def test_logits_that_are_not_finite_without_a_neuron_spoil_nothing_else():
+    """Without neuron 0 the logits are infinite: warnings are errors here."""
+    y = torch.arange(120) % 2
+    x = torch.cat([nn.functional.one_hot(y, 2) * 3.0 + 1, torch.rand(120, 10) + 0.1], 1)
+    model = Function(lambda h: (h[:, 0] - h[:, 1]) / (h[:, 0] != 0))
+    results = neuron_importance(model, [(x, y)], layers="site")
+    found = ablation_faithfulness(model, [(x, y)], results)["site"].faithfulness
+    assert np.isnan(found.random_margin).any()
+    assert np.isfinite(found.random_accuracy).all()
+    assert np.isfinite(found.gap_interval).all()

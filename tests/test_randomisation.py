@@ -75,6 +75,13 @@ def test_clusters_stay_the_same():
     np.testing.assert_array_equal(found.randomisations[0].rank_correlation, again.randomisations[0].rank_correlation)
 
 
+def test_other_batches_are_refused():
+    model, data = train(nn.ReLU, width=16, depth=1, epochs=1), validation_batches(64)
+    results = neuron_importance(model, data, layers="1")
+    with pytest.raises(ValueError, match="the batches do not give the 597 probe samples that the results are of"):
+        weight_randomisation(model, [(x + 1, y) for x, y in data], results)
+
+
 def test_what_cannot_be_copied_says_so():
     model, data = train(nn.ReLU, width=16, depth=1, epochs=1), validation_batches(64)
     results = neuron_importance(model, data, layers="1")

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from zoo import CASES
 
 from lightning_neuroimp import Removal, undisturbed
+from lightning_neuroimp.recorder import Recorder
 from lightning_neuroimp.removal import remove
 from lightning_neuroimp.replay import Replayer, ablate
-from lightning_neuroimp.tape import Recorder
 
 SITES = [(name, site) for name, case in CASES.items() for site in case.sites]
 
