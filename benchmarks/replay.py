@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_neuroimp import Removal, undisturbed
+from lightning_neuroimp import Site as LayerSite
 from lightning_neuroimp.attribution.suffix import Suffix
 from lightning_neuroimp.deletion import ablate_orders
 from lightning_neuroimp.removal import TARGETS, remove
@@ -211,7 +212,7 @@ class Site:
         with torch.no_grad(), self.hook(lambda output: found.append(output.shape)):
             self.model(self.batches[0][0].to(device))
         axis = 1 if len(found[0]) in (2, 4) else 2
-        self.removal = Removal(site, axis, "zero", np.zeros(found[0][axis]), "margin")
+        self.removal = Removal(LayerSite(site), axis, "zero", np.zeros(found[0][axis]), "margin")
         generator = np.random.default_rng(0)
         self.orders = [generator.permutation(self.removal.n_neurons)[None] for _ in range(N_ORDERS)]
 

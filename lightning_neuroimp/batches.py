@@ -1,20 +1,25 @@
-"""How a batch becomes model inputs and class targets, and how single samples are taken out of it.
+"""How a batch becomes model inputs and class targets, and a model's output logits."""
 
-A batch is any nesting of mappings, sequences and tensors whose tensors share their first dimension, the samples.
-"""
-
-import copy
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
-from typing import Any
-from zlib import crc32
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-ForwardFn = Callable[[Any, Any], tuple[Any, Any]]
-"""`forward_fn(model, batch) -> (logits, targets)`: (sample, class) logits and integer targets of shape (sample,)."""
+from lightning_neuroimp.rows import describe, fields_of, to_numpy
+
+ForwardFn = Callable[[Any, Any], tuple[Any, ...]]
+"""`forward_fn(model, batch) -> (logits, targets)`: (sample, class) logits and integer targets of shape (sample,); or
+`(logits, targets, tokens)` with tokens of shape (sample, token), True where a token is no padding."""
+
+LABELS = ("labels", "label", "targets", "target", "y")
+"""Where the targets are in a batch that is a mapping, named tuple or dataclass; the first one counts."""
+
+_PADDED = {"attention_mask": False, "src_key_padding_mask": True, "key_padding_mask": True, "padding_mask": True}
+"""Masks of tokens in such a batch, and whether they are true for padding."""
 
 _REMEDY = (
     "pass forward_fn=, a function (model, batch) -> (logits, targets) with logits of shape (sample, class) "
@@ -22,109 +27,249 @@ _REMEDY = (
 )
 
 
+class Prediction(NamedTuple):
+    """What a model says of a batch.
+
+    Attributes:
+        logits: (sample, class), in at least float32.
+        labels: the targets.
+        tokens: True where a token is no padding; None where nothing tells.
+    """
+
+    logits: Float[Tensor, "sample class"]
+    labels: Int[Tensor, " sample"]
+    tokens: Bool[Tensor, "sample token"] | None
+
+
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Split an `(inputs, targets)` sequence.
+    """Tell inputs from targets.
 
     Args:
-        batch: what the validation loader yields.
+        batch: what the validation loader yields: a sequence `(inputs, targets)`, or a mapping, named tuple or dataclass
+            with targets named "labels", "label", "targets", "target" or "y".
 
     Returns:
-        The inputs, which the model is called with as its only argument, and the targets.
+        The inputs (a dictionary of all other fields where they have names) and the targets.
 
     Raises:
-        ValueError: if the batch is anything but a sequence of two.
+        ValueError: if they cannot be told apart.
 
     >>> split_batch(["inputs", "targets"])
     ('inputs', 'targets')
+    >>> split_batch({"image": 1, "label": 2})
+    ({'image': 1}, 2)
     """
+    named = fields_of(batch)
+    if named is not None:
+        for label in LABELS:
+            if label in named:
+                return {key: part for key, part in named.items() if key != label}, named[label]
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     raise ValueError(
-        f"cannot tell inputs from targets: expected a batch of the form (inputs, targets), got {_describe(batch)}; "
-        + _REMEDY
+        "cannot tell inputs from targets: expected a batch of the form (inputs, targets), or a mapping with one of the "
+        f"keys {', '.join(LABELS)}, got {describe(batch)}; " + _REMEDY
     )
 
 
-def forward_logits(
-    model: nn.Module, batch: Any, forward_fn: ForwardFn | None, *, check: bool = True
-) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
+def labels_of(batch: Any) -> Int[np.ndarray, " sample"] | None:
+    """The class labels in a batch, before any forward pass; None where they cannot be told."""
+    try:
+        labels = split_batch(batch)[1]
+    except ValueError:
+        return None
+    values = to_numpy(labels) if isinstance(labels, Tensor) else labels
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iubf" or not values.ndim:
+        return None
+    if values.shape[1:] not in ((), (1,)) or (values.dtype.kind == "f" and (values % 1 != 0).any()):
+        return None
+    return values.reshape(-1).astype(np.int64)
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for a batch's inputs.
+
+    Named inputs are passed by keyword where `forward` has arguments of these names; a single one is passed alone; else
+    a `forward` of one argument gets all of them as a dictionary.
+
+    Raises:
+        ValueError: if the names do not fit, or the model has no `forward`.
+    """
+    try:
+        if not isinstance(inputs, dict):
+            return model(inputs)
+        known = inspect.signature(model.forward).parameters.values()
+    except NotImplementedError as error:
+        if "forward" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(model).__name__} defines no forward(), so that it cannot be called with the inputs; define it, "
+            "or pass forward_fn=lambda module, batch: (module.your_network(batch[0]), batch[1])"
+        ) from error
+    by_name = {one.name: one for one in known if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    needed = [
+        one.name for one in known if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    anything = any(one.kind is one.VAR_KEYWORD for one in known)
+    given = {key: part for key, part in inputs.items() if key in by_name or (anything and isinstance(part, Tensor))}
+    if set(needed) <= set(given) and given and any(key in by_name for key in given):
+        return model(**given)
+    tensors = [part for part in inputs.values() if isinstance(part, Tensor)]
+    if len(inputs) == 1 or (len(tensors) == 1 and len(needed) == 1):
+        return model(*(tensors or inputs.values()))
+    if len(needed) == 1 or (not needed and len(by_name) == 1):
+        return model(dict(inputs))
+    raise ValueError(
+        f"the batch holds {list(inputs)} beside the targets, but {type(model).__name__}.forward takes "
+        f"{[one.name for one in known]}: the names must fit; else " + _REMEDY
+    )
+
+
+def find_tokens(batch: Any) -> Any:
+    """The mask in a batch or in its inputs, True where a token is no padding; None without one."""
+    for part in (batch, *(batch[:1] if isinstance(batch, tuple | list) else ())):
+        named = fields_of(part) or {}
+        for key, padded in _PADDED.items():
+            mask = named.get(key)
+            if isinstance(mask, Tensor) and mask.ndim == 2:
+                return mask == 0 if padded else mask != 0
+    return None
+
+
+def find_logits(output: Any) -> Any:
+    """The logits in a model's output: itself, its `logits`, or the first item of a tuple."""
+    named = fields_of(output)
+    if named is not None and "logits" in named:
+        return named["logits"]
+    if named is None and isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, tuple | list) and output:
+        return output[0]
+    if named is not None and len(named) == 1:
+        return next(iter(named.values()))
+    return output
+
+
+def forward_logits(model: nn.Module, batch: Any, forward_fn: ForwardFn | None, *, check: bool = True) -> Prediction:
     """Run the model on a batch and check that the outcome is a classifier's.
+
+    One logit per sample with targets 0 and 1 is a binary classifier's: its logits are (0, f).
 
     Args:
         model: called with the inputs, unless `forward_fn` is given.
         batch: one batch, on the model's device.
-        forward_fn: `forward_fn(model, batch) -> (logits, targets)` in place of `(inputs, targets)` and `model(inputs)`.
+        forward_fn: what gives logits and targets in place of `call_model` and `split_batch`.
         check: whether values are checked; not where the same batch has passed before and neurons are removed now.
 
     Returns:
-        Logits in at least float32 (under mixed precision they come in half), and the target classes.
+        Logits in at least float32 (under mixed precision they come in half), the labels, and the tokens' mask.
 
     Raises:
-        ValueError: if the outputs are not logits of at least two classes, look like probabilities, or the targets
-            are not classes.
+        ValueError: if the outputs are not logits, look like probabilities, or the targets are not classes.
     """
+    tokens = find_tokens(batch)
     if forward_fn is None:
         inputs, targets = split_batch(batch)
-        try:
-            logits = model(inputs)
-        except NotImplementedError as error:
-            if "forward" not in str(error):
-                raise
-            raise ValueError(
-                f"{type(model).__name__} defines no forward(), so that it cannot be called with the inputs; define it, "
-                "or pass forward_fn=lambda module, batch: (module.your_network(batch[0]), batch[1])"
-            ) from error
+        output = call_model(model, inputs)
     else:
         outcome = forward_fn(model, batch)
-        if not isinstance(outcome, tuple) or len(outcome) != 2:
-            raise ValueError(f"forward_fn must return a tuple (logits, targets), got {_describe(outcome)}")
-        logits, targets = outcome
+        if not isinstance(outcome, tuple) or len(outcome) not in (2, 3):
+            raise ValueError(
+                "forward_fn must return a tuple (logits, targets), or (logits, targets, tokens) with tokens true where "
+                f"a token is no padding, got {describe(outcome)}"
+            )
+        output, targets = outcome[:2]
+        tokens = _check_tokens(outcome[2]) if len(outcome) == 3 else tokens
+    logits, targets = _binary(find_logits(output), targets, check)
     _check_logits(logits)
-    targets = _check_targets(targets, logits, check)
+    labels = _check_targets(targets, logits, check)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if check:
         _check_values(logits.detach())
-    return logits, targets
+    return Prediction(logits, labels, tokens)
+
+
+def _check_tokens(tokens: Any) -> Tensor | None:
+    if tokens is None:
+        return None
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        raise ValueError(
+            f"the third value of forward_fn must be a mask of tokens of shape (sample, token), got {describe(tokens)}"
+        )
+    return tokens != 0
+
+
+def _binary(logits: Any, targets: Any, check: bool) -> tuple[Any, Any]:
+    """Two logits and integer targets for a model with one logit and targets 0 and 1; else both unchanged."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or not isinstance(targets, Tensor):
+        return logits, targets
+    if logits.ndim not in (1, 2) or logits.shape[1:] not in ((), (1,)):
+        return logits, targets
+    if targets.shape not in (logits.shape[:1], (len(logits), 1)):
+        return logits, targets
+    if check and not bool(((targets == 0) | (targets == 1)).all()):
+        found = sorted(set(targets.reshape(-1).tolist()))
+        some = ", ".join(f"{value:g}" for value in found[:4])
+        raise ValueError(
+            f"the model gives one number per sample, as a binary classifier with targets 0 and 1 does, but the targets "
+            f"are {some}{', ...' if len(found) > 4 else ''}: a regression output has no classes to remove neurons for; "
+            f"{_REMEDY}"
+        )
+    if check and _ends_in_sigmoid(logits):
+        raise ValueError(
+            "the model's output is a sigmoid's, a probability, but logits are needed. Explain the model before its "
+            "sigmoid, or pass forward_fn=lambda model, batch: (model(batch[0]).logit(eps=1e-6), batch[1])"
+        )
+    return torch.nn.functional.pad(logits.reshape(-1, 1), (1, 0)), targets.reshape(-1).to(torch.int64)
+
+
+def _ends_in_sigmoid(logits: Tensor) -> bool:
+    """Whether a sigmoid gave it, up to changes of shape; known only where a graph was built."""
+    node = logits.grad_fn
+    while node is not None and node.name().startswith(("Squeeze", "View", "Reshape", "Unsqueeze", "Select", "Alias")):
+        node = node.next_functions[0][0] if node.next_functions else None
+    return node is not None and node.name().startswith("SigmoidBackward")
 
 
 def _check_logits(logits: Any) -> None:
     if not isinstance(logits, Tensor):
-        raise ValueError(f"the model's output must be a tensor of logits, got {_describe(logits)}; {_REMEDY}")
+        raise ValueError(f"the model's output must be a tensor of logits, got {describe(logits)}; {_REMEDY}")
     if not logits.is_floating_point():
-        raise ValueError(f"the model's output must be floating-point logits, got {_describe(logits)}; {_REMEDY}")
+        raise ValueError(f"the model's output must be floating-point logits, got {describe(logits)}; {_REMEDY}")
     if logits.ndim > 2:
         raise ValueError(
-            f"the model's output must have shape (sample, class), got {_describe(logits)}: dense or sequence "
+            f"the model's output must have shape (sample, class), got {describe(logits)}: dense or sequence "
             f"outputs need one prediction per sample; {_REMEDY}, for instance those of one position"
         )
     if logits.ndim < 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"the model's output must have shape (sample, class) with at least two classes, got {_describe(logits)}. "
-            "A binary classifier with one logit f has the logits (0, f): pass "
-            "forward_fn=lambda model, batch: "
-            "(torch.nn.functional.pad(model(batch[0]).reshape(-1, 1), (1, 0)), batch[1].long().reshape(-1)). "
-            "A regression output has no classes to remove neurons for"
+            f"the model's output must have shape (sample, class) with at least two classes, or one logit per sample "
+            f"with targets 0 and 1, got {describe(logits)}; {_REMEDY}"
         )
 
 
 def _check_targets(targets: Any, logits: Tensor, check: bool) -> Tensor:
     if not isinstance(targets, Tensor):
-        raise ValueError(f"targets must be a tensor of class numbers, got {_describe(targets)}; {_REMEDY}")
+        raise ValueError(f"targets must be a tensor of class numbers, got {describe(targets)}; {_REMEDY}")
     if targets.ndim == 2 and targets.shape == logits.shape:
         raise ValueError(
-            f"targets must be class numbers of shape (sample,), got {_describe(targets)}: for one-hot or soft labels "
+            f"targets must be class numbers of shape (sample,), got {describe(targets)}: for one-hot or soft labels "
             "return targets.argmax(1) from forward_fn; for multi-label data explain one label at a time, with "
             "forward_fn returning the logits (0, f) of that label"
         )
+    if targets.dtype == torch.bool and targets.ndim == 1 and logits.shape[1] == 2:
+        targets = targets.to(torch.int64)
+    if targets.ndim == 2 and targets.shape[1] == 1 and not targets.is_floating_point():
+        targets = targets[:, 0]
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(
-            f"targets must be integer class numbers, got {_describe(targets)}: a regression target cannot be "
+            f"targets must be integer class numbers, got {describe(targets)}: a regression target cannot be "
             f"explained by classes; {_REMEDY}"
         )
     if targets.shape != logits.shape[:1]:
         raise ValueError(
             f"targets must have shape ({logits.shape[0]},), one class per row of the logits {tuple(logits.shape)}, "
-            f"got {_describe(targets)}; {_REMEDY}"
+            f"got {describe(targets)}; {_REMEDY}"
         )
     targets = targets.to(torch.int64)
     if check and len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < logits.shape[1]):
@@ -147,182 +292,8 @@ def _check_values(logits: Tensor) -> None:
         )
 
 
-def batch_size(batch: Any) -> int:
-    """Number of samples: the first dimension shared by all tensors of a batch.
-
-    Raises:
-        ValueError: if there is no tensor with a first dimension, or the first dimensions differ.
-
-    >>> batch_size({"image": torch.zeros(3, 8), "label": torch.zeros(3)})
-    3
-    """
-    sizes: set[int] = set()
-    _collect_sizes(batch, sizes)
-    if len(sizes) == 1:
-        return sizes.pop()
-    found = f"first dimensions {sorted(sizes)}" if sizes else "no tensor with a first dimension"
-    raise ValueError(
-        f"the tensors of a batch must share their first dimension, one entry per sample, got {found} in "
-        f"{_describe(batch)}; let the loader's collate_fn return such batches"
-    )
-
-
-def take_rows(batch: Any, rows: Int[Tensor, " row"], size: int | None) -> Any:
-    """The samples `rows` of a batch of `size` samples (None: of what `empty_rows` gave), copied to the host.
-
-    What has no sample axis is kept as it is.
-    """
-    if isinstance(batch, Tensor):
-        if not batch.ndim:
-            return batch.detach().clone().cpu()
-        return batch.detach()[rows.to(batch.device)].cpu()
-    if isinstance(batch, np.ndarray) and batch.ndim:
-        return batch[rows.numpy()]
-    if _is_column(batch, size):
-        return [batch[row] for row in rows.tolist()]
-    return _map(lambda part: take_rows(part, rows, size), batch)
-
-
-def empty_rows(batch: Any, size: int | None, n_rows: int) -> Any:
-    """Room on the host for `n_rows` samples like those of a batch of `size` samples (None: of such a room)."""
-    if isinstance(batch, Tensor):
-        shape = (n_rows, *batch.shape[1:])
-        return torch.empty(shape, dtype=batch.dtype) if batch.ndim else batch.detach().clone().cpu()
-    if isinstance(batch, np.ndarray) and batch.ndim:
-        return np.empty((n_rows, *batch.shape[1:]), batch.dtype)
-    if _is_column(batch, size):
-        return _Column([None] * n_rows)
-    return _map(lambda part: empty_rows(part, size, n_rows), batch)
-
-
-def set_row(rows: Any, place: int, batch: Any, row: int, size: int | None) -> None:
-    """Copy one sample of a batch of `size` samples (None: of such a room) into a place of what `empty_rows` gave."""
-    if isinstance(batch, Tensor | np.ndarray):
-        if batch.ndim:
-            rows[place] = batch[row]
-    elif _is_column(batch, size):
-        rows[place] = batch[row]
-    elif isinstance(batch, Mapping):
-        for key, part in batch.items():
-            set_row(rows[key], place, part, row, size)
-    elif _is_sequence(batch):
-        for target, part in zip(rows, batch, strict=True):
-            set_row(target, place, part, row, size)
-
-
-def fingerprint(batch: Any) -> int:
-    """A checksum of a batch's content, by which samples are told apart."""
-    if isinstance(batch, Tensor):
-        return crc32(batch.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    if isinstance(batch, np.ndarray):
-        return crc32(batch.tobytes())
-    if isinstance(batch, Mapping):
-        return crc32(repr([(key, fingerprint(part)) for key, part in batch.items()]).encode())
-    if _is_sequence(batch):
-        return crc32(repr([fingerprint(part) for part in batch]).encode())
-    return crc32(repr(batch).encode())
-
-
-def signature(batch: Any, size: int) -> Hashable:
-    """Two batches of equal signature can be joined along the samples."""
-    if isinstance(batch, Tensor | np.ndarray):
-        value = None if batch.ndim else batch.item()
-        return (type(batch).__name__, str(batch.dtype), tuple(batch.shape[1:]), value)
-    if _is_column(batch, size):
-        return "column"
-    if isinstance(batch, Mapping):
-        return (type(batch).__name__, *((key, signature(part, size)) for key, part in batch.items()))
-    if _is_sequence(batch):
-        return (type(batch).__name__, *(signature(part, size) for part in batch))
-    return (type(batch).__name__, repr(batch))
-
-
-def bytes_per_sample(batch: Any) -> int:
-    """Bytes of each sample in the tensors and arrays of a batch."""
-    if isinstance(batch, Tensor | np.ndarray):
-        return int(batch.nbytes) // max(1, int(batch.shape[0])) if batch.ndim else 0
-    if isinstance(batch, Mapping):
-        return sum(bytes_per_sample(part) for part in batch.values())
-    if _is_sequence(batch):
-        return sum(bytes_per_sample(part) for part in batch)
-    return 0
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A copy of the batch with its tensors on `device`: a model may work in place on what it gets."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, copy=True)
-    return _map(lambda part: to_device(part, device), batch)
-
-
-def _collect_sizes(batch: Any, sizes: set[int]) -> None:
-    if isinstance(batch, Tensor | np.ndarray):
-        if batch.ndim:
-            sizes.add(int(batch.shape[0]))
-    elif isinstance(batch, Mapping):
-        for part in batch.values():
-            _collect_sizes(part, sizes)
-    elif _is_sequence(batch):
-        for part in batch:
-            _collect_sizes(part, sizes)
-
-
-def _is_sequence(batch: Any) -> bool:
-    return isinstance(batch, tuple | list)
-
-
-class _Column(list[Any]):
-    """A stored list with one plain value per sample."""
-
-
-def _is_column(batch: Any, size: int | None) -> bool:
-    """A list with one plain value per sample, such as file names; without a size, only one that was stored as such."""
-    if size is None:
-        return isinstance(batch, _Column)
-    return (
-        _is_sequence(batch)
-        and len(batch) == size
-        and not any(isinstance(value, Tensor | np.ndarray | Mapping | tuple | list) for value in batch)
-    )
-
-
-def _map(function: Callable[[Any], Any], batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        parts = {key: function(part) for key, part in batch.items()}
-        if type(batch) is dict or not isinstance(batch, MutableMapping):
-            return parts
-        like = copy.copy(batch)  # a user's own kind of mapping, with whatever else it holds
-        like.update(parts)
-        return like
-    if _is_sequence(batch):
-        return _rebuild(batch, [function(part) for part in batch])
-    return batch
-
-
-def _rebuild(like: Any, parts: list[Any]) -> Any:
-    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor | np.ndarray):
-        return f"a {type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with keys {list(value)}"
-    if _is_sequence(value):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
-
-
 def model_device(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer is; the CPU without any."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def to_numpy(tensor: Shaped[Tensor, "..."]) -> Shaped[np.ndarray, "..."]:
-    """A tensor as an array on the host; half precisions become float32, which NumPy can hold."""
-    tensor = tensor.detach()
-    if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
-        tensor = tensor.float()
-    return tensor.cpu().numpy()

@@ -1,47 +1,68 @@
-"""Clusters: groups of related probe samples, whose identities are kept from epoch to epoch."""
+"""Clusters: groups of related probe samples, by class, by KMeans on embeddings, or of the user's own."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score
-from torch import Tensor, nn
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+from sklearn.preprocessing import StandardScaler, normalize
+from torch import Tensor
 
+from lightning_neuroimp.identities import agreement
 from lightning_neuroimp.probe import Gather, ProbeSet
-from lightning_neuroimp.results import ClusterTable
-from lightning_neuroimp.sites import AxisTracker, Site, check_output, find_sites, sum_positions
+from lightning_neuroimp.results import ClusterTable, Site
 
 MAX_CLUSTERS = 20
 """More groups than this, by labels or by a callable, are refused: nobody reads so many curves."""
 
 N_EXEMPLARS = 5
-MIN_OVERLAP = 0.5
-MAX_RETIRED = 50
-"""So many vanished clusters are remembered, the latest ones, so that one of them can revive."""
+MINI_BATCH_FROM = 10**5
+"""With more samples than this KMeans works on mini-batches."""
+
+SILHOUETTE_SAMPLES = 1000
+"""The silhouette takes a distance between every two samples: it is computed on so many at most."""
 
 
 @dataclass(frozen=True)
 class KMeansClusters:
-    """Clusters found by KMeans (scikit-learn's) on the embeddings of the probe samples.
+    """Clusters found by KMeans (scikit-learn's; MiniBatchKMeans above 100,000 samples) on embeddings of the samples.
 
     Attributes:
-        n_clusters: how many.
-        embedding: name of the layer whose output is the embedding (averaged over positions); by default the input of
-            the last linear layer that the model calls.
+        n_clusters: how many; or a pair (least, most), from which the number with the best mean silhouette is taken in
+            the first measurement, and kept.
+        embedding: layer whose output is the embedding (a name or a `Site`; averaged over unpadded positions); by
+            default the input of the last linear layer that the model calls.
+        scale: "standard": each feature to mean 0 and standard deviation 1; "l2": each embedding to length 1, so that
+            angles count; None: as they are.
+        n_components: so many principal components, after scaling, are clustered; None: all features.
     """
 
-    n_clusters: int = 8
-    embedding: str | None = None
+    n_clusters: int | tuple[int, int] = 8
+    embedding: str | Site | None = None
+    scale: str | None = None
+    n_components: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_clusters < 2:
+        if isinstance(self.n_clusters, tuple | list):
+            ends = tuple(self.n_clusters)
+            if len(ends) != 2 or not 2 <= ends[0] <= ends[1] <= MAX_CLUSTERS:
+                raise ValueError(
+                    f"n_clusters must be a number, or a pair (least, most) from 2 to {MAX_CLUSTERS}, got "
+                    f"{self.n_clusters!r}"
+                )
+            object.__setattr__(self, "n_clusters", ends)
+        elif self.n_clusters < 2:
             raise ValueError(f"n_clusters must be at least 2, got {self.n_clusters}")
+        if self.scale not in (None, "standard", "l2"):
+            raise ValueError(f"scale must be None, 'standard' or 'l2', got {self.scale!r}")
+        if self.n_components is not None and self.n_components < 1:
+            raise ValueError(f"n_components must be at least 1, got {self.n_components}")
 
     def assign(
         self,
@@ -59,60 +80,189 @@ class KMeansClusters:
             ValueError: if there are more clusters than samples.
         """
         finite = np.isfinite(embeddings).all(1)
-        if finite.sum() < self.n_clusters:
+        least = self.n_clusters if isinstance(self.n_clusters, int) else self.n_clusters[0]
+        if finite.sum() < least:
             raise ValueError(
                 f"n_clusters={self.n_clusters} is more than the {finite.sum()} probe samples with finite embeddings; "
                 "ask for fewer clusters, or raise max_samples or limit_val_batches"
             )
-        points = embeddings[finite].astype(np.float64)
+        points = self._features(embeddings[finite].astype(np.float64), seed)
         start = self._means_of_members(points, index[finite], previous)
-        if start is None:
-            model = KMeans(self.n_clusters, n_init=10, random_state=seed)
+        if start is not None:
+            found = _kmeans(points, len(start), seed, start)
+        elif isinstance(self.n_clusters, int):
+            found = _kmeans(points, self.n_clusters, seed)
         else:
-            model = KMeans(self.n_clusters, init=start, n_init=1, random_state=seed)
+            found = _best_by_silhouette(points, self.n_clusters, seed)
         number = np.full(len(embeddings), -1, np.int64)
-        number[finite] = model.fit_predict(points)
+        number[finite] = found
         return number
+
+    def _features(self, points: np.ndarray, seed: int) -> np.ndarray:
+        """What is clustered."""
+        if self.scale == "standard":
+            points = StandardScaler().fit_transform(points)
+        elif self.scale == "l2":
+            points = normalize(points)
+        if self.n_components is None or self.n_components >= min(points.shape):
+            return points
+        return PCA(self.n_components, random_state=seed).fit_transform(points)
 
     def _means_of_members(
         self, points: np.ndarray, index: np.ndarray, previous: ClusterTable | None
     ) -> np.ndarray | None:
-        if previous is None or len(previous.ids) != self.n_clusters:
+        if previous is None or not self._could_find(len(previous.ids)):
             return None
         members = [np.isin(index, previous.history[previous.history[:, 0] == key, 1]) for key in previous.ids]
         if not all(member.any() for member in members):
             return None
         return np.stack([points[member].mean(0) for member in members])
 
+    def _could_find(self, number: int) -> bool:
+        if isinstance(self.n_clusters, int):
+            return number == self.n_clusters
+        return self.n_clusters[0] <= number <= self.n_clusters[1]
 
-Clusters = str | KMeansClusters | Callable[..., Any]
-"""`"labels"`, `KMeansClusters(...)`, or a callable `batch -> one integer or string per sample`."""
+    def __str__(self) -> str:
+        layer = f"the output of {self.embedding}" if self.embedding else "the input of the last linear layer"
+        number = self.n_clusters if isinstance(self.n_clusters, int) else "{} to {}".format(*self.n_clusters)
+        scaled = {"standard": ", standardised", "l2": ", scaled to length 1"}.get(self.scale or "", "")
+        reduced = "" if self.n_components is None else f", {self.n_components} principal components"
+        return f"KMeans({number}) on {layer}{scaled}{reduced}"
+
+
+def _kmeans(points: np.ndarray, number: int, seed: int, start: np.ndarray | None = None) -> np.ndarray:
+    kind = MiniBatchKMeans if len(points) > MINI_BATCH_FROM else KMeans
+    if start is None:
+        return kind(number, n_init=10, random_state=seed).fit_predict(points)
+    return kind(number, init=start, n_init=1, random_state=seed).fit_predict(points)
+
+
+def _best_by_silhouette(points: np.ndarray, ends: tuple[int, int], seed: int) -> np.ndarray:
+    """The clusters whose samples are nearest to their own, next to the nearest other one (Rousseeuw, 1987)."""
+    best, highest = None, -np.inf
+    for number in range(ends[0], min(ends[1], len(points) - 1) + 1):
+        found = _kmeans(points, number, seed)
+        if 2 <= len(np.unique(found)) < len(points):
+            size = SILHOUETTE_SAMPLES if len(points) > SILHOUETTE_SAMPLES else None
+            value = silhouette_score(points, found, sample_size=size, random_state=seed)
+            if value > highest:
+                best, highest = found, value
+    return _kmeans(points, ends[0], seed) if best is None else best
+
+
+Clusters = str | Mapping[Any, Any] | KMeansClusters | Callable[..., Any]
+"""`"labels"`, `"predictions"`, a mapping from classes to groups, `KMeansClusters(...)`, or a callable
+`batch -> one integer or string per sample`."""
 
 
 def check_clusters(clusters: Any) -> None:
     """Refuse what cannot name clusters.
 
     Raises:
-        ValueError: if it is neither "labels", nor `KMeansClusters`, nor a callable.
+        ValueError: if it is none of `Clusters`.
     """
-    known = clusters == "labels" or isinstance(clusters, KMeansClusters)
+    if isinstance(clusters, Mapping):
+        if not clusters or not all(isinstance(value, Integral | str) for pair in clusters.items() for value in pair):
+            raise ValueError(
+                "clusters as a mapping must go from classes (numbers, or names in class_names) to groups (integers or "
+                f"strings), got {dict(clusters)!r}"
+            )
+        return
+    known = clusters in ("labels", "predictions") if isinstance(clusters, str) else isinstance(clusters, KMeansClusters)
     if not known and (not callable(clusters) or isinstance(clusters, type)):
         raise ValueError(
-            "clusters must be 'labels', KMeansClusters(n_clusters), or a callable (batch) -> one integer or string "
-            f"per sample, got {clusters!r}"
+            "clusters must be 'labels', 'predictions', a mapping from classes to groups, KMeansClusters(8), or "
+            f"a callable (batch) -> one integer or string per sample, got {clusters!r}"
         )
 
 
 def describe_source(clusters: Clusters) -> str:
     """In words, for tables."""
-    if isinstance(clusters, KMeansClusters):
-        layer = f"the output of {clusters.embedding}" if clusters.embedding else "the input of the last linear layer"
-        return f"KMeans({clusters.n_clusters}) on {layer}"
-    return clusters if isinstance(clusters, str) else getattr(clusters, "__name__", type(clusters).__name__)
+    if isinstance(clusters, str | KMeansClusters):
+        return str(clusters)
+    if isinstance(clusters, Mapping):
+        return f"groups of {len(clusters)} labels"
+    return getattr(clusters, "__name__", type(clusters).__name__)
 
 
-def values_to_ids(values: Any, n_samples: int) -> list[Any]:
-    """A clusters callable's outcome for one batch as a list of integers or strings.
+def class_numbers(classes: Collection[Any] | None, class_names: Sequence[str]) -> tuple[int, ...] | None:
+    """Classes given by numbers or names as numbers.
+
+    Raises:
+        ValueError: if a name is not among `class_names`, or there is no class.
+    """
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not len(classes):
+        raise ValueError(f"classes must be a list of class numbers or names, got {classes!r}")
+    return tuple(dict.fromkeys(_class_number(one, class_names) for one in classes))
+
+
+def _class_number(one: Any, class_names: Sequence[str]) -> int:
+    if isinstance(one, str):
+        if one not in class_names:
+            known = ", ".join(map(repr, class_names[:8])) or "none; pass class_names="
+            raise ValueError(f"there is no class named {one!r}: the names are {known}")
+        return list(class_names).index(one)
+    if isinstance(one, Integral) and not isinstance(one, bool) and int(one) >= 0:
+        return int(one)
+    raise ValueError(f"a class must be a number from 0 on, or a name, got {one!r}")
+
+
+def class_name(number: int, class_names: Sequence[str]) -> str | None:
+    """The name of a class; None without one."""
+    return str(class_names[number]) if number < len(class_names) else None
+
+
+class ClassClusters:
+    """Clusters of one class each, or of a group of classes.
+
+    Attributes:
+        predicted: whether predictions count, rather than labels.
+
+    Args:
+        clusters: "labels", "predictions", or a mapping from classes to groups.
+        class_names: of the classes.
+
+    Raises:
+        ValueError: if a name is unknown, or there are more than 20 groups.
+    """
+
+    def __init__(self, clusters: str | Mapping[Any, Any], class_names: Sequence[str]) -> None:
+        self.predicted = clusters == "predictions"
+        self._class_names = class_names
+        self._group: dict[int, int] | None = None
+        self._names: dict[int, str] = {}
+        if isinstance(clusters, Mapping):
+            groups = list(dict.fromkeys(clusters.values()))
+            check_number(len(groups))
+            self._group = {_class_number(key, class_names): groups.index(group) for key, group in clusters.items()}
+            self._names = {number: str(group) for number, group in enumerate(groups)}
+
+    def of(
+        self, labels: Int[np.ndarray, " sample"], predicted: Int[np.ndarray, " sample"]
+    ) -> Int[np.ndarray, " sample"]:
+        """Each sample's cluster; -1 for classes in no group."""
+        classes = predicted if self.predicted else labels
+        if self._group is None:
+            return classes
+        return np.array([self._group.get(one, -1) for one in classes.tolist()], np.int64)
+
+    def names(self, ids: Int[np.ndarray, " cluster"]) -> dict[int, str]:
+        """What to call them."""
+        if self._group is not None:
+            return self._names
+        kind = "predicted" if self.predicted else "label"
+        named = {key: class_name(key, self._class_names) for key in ids.tolist()}
+        return {
+            key: f"{kind} {key}" if name is None else f"predicted {name}" if self.predicted else name
+            for key, name in named.items()
+        }
+
+
+def values_to_ids(values: Any, n_samples: int, of: str = "clusters") -> list[Any]:
+    """A callable's outcome for one batch as a list of integers or strings.
 
     Raises:
         ValueError: if it is not one integer or string per sample.
@@ -125,7 +275,7 @@ def values_to_ids(values: Any, n_samples: int) -> list[Any]:
     ):
         return [value if isinstance(value, str) else int(value) for value in plain]
     raise ValueError(
-        f"the clusters callable must return one integer or string for each of the {n_samples} samples of a batch, got "
+        f"the {of} callable must return one integer or string for each of the {n_samples} samples of a batch, got "
         f"a {type(values).__name__}: {str(values)[:80]}"
     )
 
@@ -163,148 +313,33 @@ def check_number(n_clusters: int, *, so_far: bool = False) -> None:
     if n_clusters > MAX_CLUSTERS:
         found = f"at least {n_clusters}" if so_far else str(n_clusters)
         raise ValueError(
-            f"there are {found} clusters, more than {MAX_CLUSTERS}: group them with a callable, for instance "
-            "clusters=lambda batch: batch[1] // 10, or find groups with clusters=KMeansClusters(8)"
+            f"there are {found} clusters, more than {MAX_CLUSTERS}: look at some classes with classes=[0, 1, 2], "
+            "group them with a mapping, clusters={0: 'animal', 1: 'vehicle', ...}, or with a callable, clusters=lambda "
+            "batch: batch[1] // 10, or find groups with clusters=KMeansClusters(8)"
         )
 
 
-class EmbeddingTap:
-    """Reads each sample's embedding from a forward pass.
+def assign_groups(
+    groups: Callable[..., Any], probe: ProbeSet, batch_size: int | None, gather: Gather
+) -> Int[np.ndarray, " sample"]:
+    """A half for each sample of a probe set, the same for all samples of a group.
 
-    Args:
-        model: whose linear layers are watched.
-        layer: name of the layer whose output is the embedding; None: the input of the last linear layer called.
+    Groups go one by one, the largest first, to the half that has fewer samples so far.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: if the callable does not return one integer or string per sample.
     """
-
-    def __init__(self, model: nn.Module, layer: str | None) -> None:
-        self._model = model
-        self._site = None if layer is None else find_sites(model, Site(layer))[0]
-        self._embedding: Tensor | None = None
-        self._tracker = AxisTracker()
-
-    @contextmanager
-    def attach(self) -> Iterator["EmbeddingTap"]:
-        """Hold the hooks inside this context."""
-        handles = []
-        try:
-            if self._site is not None:
-                module = self._model.get_submodule(self._site.name)
-                handles.append(module.register_forward_hook(self._keep_output))
-                with self._tracker.watch(self._model):
-                    yield self
-            else:
-                for module in self._model.modules():
-                    if isinstance(module, nn.Linear):
-                        handles.append(module.register_forward_pre_hook(self._keep_input))
-                yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._embedding = None
-
-    def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].ndim >= 2:
-            value = args[0].detach()
-            # a copy, as a layer behind may work in place
-            self._embedding = value.clone() if value.ndim == 2 else value.flatten(1, -2).mean(1)
-
-    def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        assert self._site is not None
-        tensor = check_output(self._site, module, output, len(output) if isinstance(output, Tensor) else 0).detach()
-        axis = self._tracker.axis(self._site, module, tensor)
-        total = sum_positions(tensor, axis)
-        self._embedding = total / max(1, tensor[0].numel() // total.shape[1])
-
-    def read(self, logits: Float[Tensor, "sample class"], *, required: bool) -> Float[Tensor, "sample feature"]:
-        """The embedding of the forward pass that gave these logits.
-
-        Args:
-            logits: they stand in where the model has no linear layer and the embedding is not `required`.
-            required: whether clusters depend on it.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        found, self._embedding = self._embedding, None
-        if found is not None and len(found) == len(logits):
-            return found.float()
-        if not required:
-            return logits.detach().float()
-        raise ValueError(
-            "KMeansClusters needs one embedding per sample, but "
-            + (
-                f"layer {self._site.name!r} gave none"
-                if self._site is not None
-                else "the model calls no linear layer with one row per sample"
-            )
-            + "; name a layer: KMeansClusters(n_clusters, embedding='...')"
-        )
-
-
-def keep_identities(
-    number: Int[np.ndarray, " sample"], index: Int[np.ndarray, " sample"], previous: ClusterTable | None
-) -> tuple[Int[np.ndarray, " sample"], Int[np.ndarray, " cluster"], Int[np.ndarray, "entry 2"]]:
-    """Give new clusters the ids of the old ones that they continue.
-
-    A live cluster's id goes on where members overlap at a Jaccard index of at least .5 under the best (Hungarian)
-    matching; else the retired cluster that overlaps best, at least as much, revives; else the id is new.
-
-    Args:
-        number: each sample's cluster, in any numbering; -1: in none.
-        index: each sample's number in the stream.
-        previous: the last epoch's clusters.
-
-    Returns:
-        Each sample's cluster id, the sorted ids, and the history to hand on.
-    """
-    new = {key: set(index[number == key].tolist()) for key in np.unique(number[number >= 0]).tolist()}
-    old: dict[int, set[int]] = {}
-    if previous is not None:
-        for key, sample in previous.history.tolist():
-            old.setdefault(key, set()).add(sample)
-    live = set() if previous is None else set(previous.ids.tolist())
-    ids: dict[int, int] = {}
-    for candidates in (sorted(live & set(old)), sorted(set(old) - live)):
-        open_ = [key for key in new if key not in ids]
-        if not open_ or not candidates:
-            continue
-        overlap = np.array([[_jaccard(new[one], old[other]) for other in candidates] for one in open_])
-        overlap[overlap < MIN_OVERLAP] = 0.0  # or two poor pairs could outweigh one good pair
-        for row, column in zip(*linear_sum_assignment(-overlap), strict=True):
-            if overlap[row, column]:
-                ids[open_[row]] = candidates[column]
-    fresh = max(old, default=-1) + 1
-    for key in sorted((key for key in new if key not in ids), key=lambda key: (-len(new[key]), key)):
-        ids[key] = fresh
-        fresh += 1
-    named = np.array([ids.get(key, -1) for key in number.tolist()], np.int64)
-    retired = sorted(set(old) - set(ids.values()))[-MAX_RETIRED:]
-    members = {**{key: old[key] for key in retired}, **{ids[key]: samples for key, samples in new.items()}}
-    history = [(key, sample) for key, samples in sorted(members.items()) for sample in sorted(samples)]
-    return named, np.array(sorted(ids.values()), np.int64), np.array(history, np.int64).reshape(-1, 2)
-
-
-def _jaccard(one: set[int], other: set[int]) -> float:
-    return len(one & other) / len(one | other)
-
-
-def agreement(
-    cluster: Int[np.ndarray, " sample"], index: Int[np.ndarray, " sample"], previous: ClusterTable | None
-) -> float:
-    """Adjusted Rand index between these clusters and the last epoch's, on the samples in both; NaN without any."""
-    if previous is None:
-        return float("nan")
-    live = previous.history[np.isin(previous.history[:, 0], previous.ids)]
-    before = dict(zip(live[:, 1].tolist(), live[:, 0].tolist(), strict=True))
-    pairs = [
-        (before[sample], key)
-        for sample, key in zip(index.tolist(), cluster.tolist(), strict=True)
-        if key >= 0 and sample in before
-    ]
-    return float(adjusted_rand_score(*zip(*pairs, strict=True))) if pairs else float("nan")
+    mine: list[Any] = []
+    for batch, index in probe.batches(batch_size):
+        mine += values_to_ids(groups(batch), len(index), "groups")
+    everybody = [value for share in gather(mine) for value in share]
+    counts = Counter(everybody)
+    half: dict[Any, int] = {}
+    filled = [0, 0]
+    for value in sorted(counts, key=lambda value: (-counts[value], str(value))):
+        half[value] = int(filled[1] < filled[0])
+        filled[half[value]] += counts[value]
+    return np.array([half[value] for value in mine], np.int64)
 
 
 def describe(
@@ -319,6 +354,7 @@ def describe(
     n_classes: int,
     previous: ClusterTable | None,
     history: Int[np.ndarray, "entry 2"],
+    class_names: Sequence[str],
 ) -> ClusterTable:
     """The table of clusters: sizes, classes, accuracy, and the samples nearest to the centre of each."""
     exemplars = np.full((len(ids), N_EXEMPLARS), -1, np.int64)
@@ -341,4 +377,5 @@ def describe(
         exemplars=exemplars,
         adjusted_rand_index=agreement(cluster, index, previous),
         history=history,
+        class_names=tuple(map(str, class_names)),
     )

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from lightning_neuroimp.batches import to_numpy
 from lightning_neuroimp.probe import Gather, alone
 from lightning_neuroimp.removal import margin
 from lightning_neuroimp.replay import Replay, Replayer, ablate
 from lightning_neuroimp.results import Removal
+from lightning_neuroimp.rows import to_numpy
 
 MAX_LOGITS = 2**20
 """So many logits are kept before they are counted: one count for many passes is faster than one for each."""
@@ -79,7 +79,7 @@ def ablate_orders(
     mine: list[tuple[Shaped[np.ndarray, "..."], ...]] = []
     with torch.no_grad():
         for batch, numbers, groups in batches:
-            replay = replayer.record(batch)
+            replay = replayer.record(batch, numbers)
             table = _outcomes(_replays(replay, replayer.removal, masks, groups, uses, tick))
             counted = groups >= 0
             mine.append((numbers[counted], groups[counted], *(part[:, counted] for part in table)))
@@ -129,10 +129,15 @@ def greedy_orders(
         np.put_along_axis(gone, order, True, axis=1)
         left = np.zeros((n_neurons, n_groups))  # sum of the margins without each neuron
         with torch.no_grad():
-            for batch, _, groups in kept:
+            for batch, numbers, groups in kept:
                 masks = [gone | every[neuron] for neuron in range(n_neurons)]
                 replays = _replays(
-                    replayer.record(batch), replayer.removal, masks, groups, np.ones(n_neurons, np.int64), lambda: None
+                    replayer.record(batch, numbers),
+                    replayer.removal,
+                    masks,
+                    groups,
+                    np.ones(n_neurons, np.int64),
+                    lambda: None,
                 )
                 margins = _outcomes(replays)[1][1:]
                 for group in np.unique(groups[groups >= 0]).tolist():

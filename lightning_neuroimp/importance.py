@@ -5,8 +5,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_neuroimp.batches import to_numpy
 from lightning_neuroimp.probe import Gather
+from lightning_neuroimp.rows import to_numpy
 
 
 class Halves:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,21 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from lightning_neuroimp.activity import ActivityMoments
 from lightning_neuroimp.attribution import Attribution, SiteBatch
 from lightning_neuroimp.attribution.suffix import Suffix
-from lightning_neuroimp.batches import ForwardFn, forward_logits, model_device, to_device, to_numpy
-from lightning_neuroimp.clusters import EmbeddingTap, check_number
+from lightning_neuroimp.batches import ForwardFn, Prediction, forward_logits, model_device
+from lightning_neuroimp.clusters import ClassClusters, check_number
+from lightning_neuroimp.donors import Donors, donate
+from lightning_neuroimp.embedding import EmbeddingTap
 from lightning_neuroimp.importance import ClusterMoments, Groups, Halves
 from lightning_neuroimp.probe import Gather, ProbeSet
 from lightning_neuroimp.progress import Progress, Tick
-from lightning_neuroimp.removal import TargetFn, target_values
-from lightning_neuroimp.replay import Replayer
-from lightning_neuroimp.results import Removal
-from lightning_neuroimp.sites import Site, n_positions, sum_positions
+from lightning_neuroimp.removal import Placed, TargetFn, baseline_of, explained_classes, target_values
+from lightning_neuroimp.replay import Outcome, Replayer
+from lightning_neuroimp.results import Removal, Site, SiteActivity
+from lightning_neuroimp.rows import to_device, to_numpy
+from lightning_neuroimp.sites import along_positions, chosen_positions, count_positions, sum_positions
 from lightning_neuroimp.watch import Watch
 
 
@@ -31,6 +35,8 @@ class Samples:
 
     index: Any = field(default_factory=list)
     fingerprint: Any = field(default_factory=list)
+    label: Any = field(default_factory=list)
+    predicted: Any = field(default_factory=list)
     target: Any = field(default_factory=list)
     correct: Any = field(default_factory=list)
     finite: Any = field(default_factory=list)
@@ -41,7 +47,7 @@ class Samples:
 
     def gathered(self, gather: Gather) -> "Samples":
         """All processes' samples, in the order of the stream."""
-        names = ("index", "fingerprint", "target", "correct", "finite", "cluster", "half", "embedding")
+        names = tuple(one.name for one in fields(self) if one.name != "n_classes")
         mine = [np.concatenate(getattr(self, name)) if getattr(self, name) else None for name in names]
         shares = [share for share in gather((mine, self.n_classes)) if share[0][0] is not None]
         columns = [np.concatenate([share[0][column] for share in shares]) for column in range(len(names))]
@@ -70,12 +76,15 @@ class Passes:
         batch_size: int | None,
         gather: Gather,
         progress: Progress,
+        target_class: str | int = "label",
+        donors: Donors | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.probe, self.forward_fn = model, probe, forward_fn
         self.batch_size, self.gather, self.progress = batch_size, gather, progress
-        self.sites = {site.name: site for site in sites}
+        self.target_class, self.donors = target_class, donors
+        self.sites = {str(site): site for site in sites}
         self.skipped: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -88,8 +97,11 @@ class Passes:
 
     def _passes(
         self, watch: Watch, tap: EmbeddingTap, samples: Samples, tick: Tick, *, required: bool
-    ) -> Iterator[tuple[Any, Tensor, Tensor, slice]]:
-        """One forward pass per batch, with sites watched and the embedding, target and correctness noted."""
+    ) -> Iterator[tuple[Any, Prediction, Tensor, slice]]:
+        """One forward pass per batch, with sites watched and the embedding, target and correctness noted.
+
+        Yields the batch, what the model says, the explained classes, and which samples of the probe set these are.
+        """
         device = model_device(self.model)
         start, fingerprint = 0, self.probe.fingerprint
         with ExitStack() as stack:
@@ -98,7 +110,8 @@ class Passes:
             for host_batch, index in self.probe.batches(self.batch_size):
                 batch = to_device(host_batch, device)
                 with watch.record(self.model, len(index)):
-                    logits, classes = forward_logits(self.model, batch, self.forward_fn)
+                    said = forward_logits(self.model, batch, self.forward_fn)
+                logits = said.logits
                 if len(watch.skipped) == len(self.sites):
                     reason = next(iter(watch.skipped.values()))
                     raise ValueError(f"none of the layers can be explained; for instance, {reason}")
@@ -108,14 +121,18 @@ class Passes:
                         "must have one"
                     )
                 finite = logits.detach().isfinite().all(1)
+                predicted = logits.detach().argmax(1)
+                classes = explained_classes(logits, said.labels, self.target_class)
                 samples.n_classes = logits.shape[1]
                 samples.index.append(index)
                 samples.fingerprint.append(fingerprint[start : start + len(index)])
+                samples.label.append(to_numpy(said.labels))
+                samples.predicted.append(to_numpy(predicted))
                 samples.target.append(to_numpy(classes))
-                samples.correct.append(to_numpy((logits.detach().argmax(1) == classes) & finite))
+                samples.correct.append(to_numpy((predicted == classes) & finite))
                 samples.finite.append(to_numpy(finite))
-                samples.embedding.append(to_numpy(tap.read(logits, required=required)))
-                yield host_batch, logits, classes, slice(start, start + len(index))
+                samples.embedding.append(to_numpy(tap.read(logits, said.tokens, required=required)))
+                yield host_batch, said, classes, slice(start, start + len(index))
                 start += len(index)
                 tick()
         for name, reason in watch.skipped.items():
@@ -128,17 +145,19 @@ class Passes:
         totals: dict[str, np.ndarray] = {}
         counts: dict[str, int] = {}
         with self._timed("survey", "embeddings and means") as tick, torch.no_grad():
-            for _, logits, _, _ in self._passes(watch, tap, samples, tick, required=required):
+            for _, said, _, _ in self._passes(watch, tap, samples, tick, required=required):
                 for name, output in watch.outputs.items():
                     axis = watch.axes[name]
+                    positions = chosen_positions(self.sites[name], output, axis, said.tokens)
                     value = output.double() if output.device.type != "mps" else output.float()
+                    counted = value if positions is None else value.where(along_positions(positions, axis), 0)
                     # a sample that is not finite must not spoil the mean of all others
-                    finite = value.flatten(1).isfinite().all(1) & logits.isfinite().all(1)
-                    total = to_numpy(sum_positions(value[finite], axis).sum(0)).astype(np.float64)
+                    finite = counted.flatten(1).isfinite().all(1) & said.logits.isfinite().all(1)
+                    total = to_numpy(sum_positions(counted[finite], axis).sum(0)).astype(np.float64)
                     totals[name] = totals.get(name, 0.0) + total
-                    counts[name] = counts.get(name, 0) + int(finite.sum()) * n_positions(output.shape, axis)
-                samples.cluster.append(np.full(len(logits), -1, np.int64))
-                samples.half.append(np.full(len(logits), -1, np.int64))
+                    counts[name] = counts.get(name, 0) + int(count_positions(output, axis, positions)[finite].sum())
+                samples.cluster.append(np.full(len(said.logits), -1, np.int64))
+                samples.half.append(np.full(len(said.logits), -1, np.int64))
         gathered = samples.gathered(self.gather)
         gathered.check()
         means: dict[str, np.ndarray] = {}
@@ -154,58 +173,123 @@ class Passes:
     def score(
         self,
         tap: EmbeddingTap,
-        assigned: Int[np.ndarray, " local"] | None,
+        assigned: Int[np.ndarray, " local"] | ClassClusters,
         attributions: Sequence[Attribution],
         target: TargetFn,
         removal_of: Callable[[str, int, int], Removal],
         seed: int,
-    ) -> tuple[Samples, dict[tuple[str, str], ClusterMoments], dict[str, Removal]]:
-        """The importance pass: samples, moments per site and attribution, removal per site.
+        *,
+        fixed_halves: Int[np.ndarray, " local"] | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> "Scores":
+        """The importance pass.
 
-        `removal_of` is given a site's name, neuron axis and number of neurons.
+        Args:
+            tap: of the embeddings.
+            assigned: each sample's cluster, or how it follows from its class.
+            attributions: the scores.
+            target: the scalar that is explained.
+            removal_of: is given a site's name, channel axis and number of channels.
+            seed: of random scores.
+            fixed_halves: each sample's half; None: they are dealt.
+            classes: only samples with these labels are in clusters; None: all.
         """
         samples, halves = Samples(), Halves(self._process())
         gradients = any(attribution.needs_gradient for attribution in attributions)
         watch = Watch(list(self.sites.values()), gradients=gradients)
         groups = Groups()
         moments = {(name, one.name): ClusterMoments(groups) for name in self.sites for one in attributions}
+        activities: dict[str, ActivityMoments] = {}
         replayers: dict[str, Replayer] = {}
-        labels: set[int] = set()
+        found: set[int] = set()
         with self._timed("importance", "importance") as tick, torch.set_grad_enabled(gradients):
-            for host_batch, logits, classes, rows in self._passes(watch, tap, samples, tick, required=False):
-                cluster = samples.target[-1] if assigned is None else assigned[rows]
-                if assigned is None:
-                    labels.update(np.unique(cluster).tolist())
-                    check_number(len(labels), so_far=True)
-                cluster = np.where(samples.finite[-1], cluster, -1)
-                half = halves.deal(cluster, samples.correct[-1])
+            for host_batch, said, explained, rows in self._passes(watch, tap, samples, tick, required=False):
+                label, index = samples.label[-1], samples.index[-1]
+                if isinstance(assigned, ClassClusters):
+                    cluster = assigned.of(label, samples.predicted[-1])
+                else:
+                    cluster = assigned[rows]
+                counted = samples.finite[-1] if classes is None else samples.finite[-1] & np.isin(label, classes)
+                cluster = np.where(counted, cluster, -1)
+                found.update(np.unique(cluster[cluster >= 0]).tolist())
+                if isinstance(assigned, ClassClusters):
+                    check_number(len(found), so_far=True)
+                if fixed_halves is None:
+                    half = halves.deal(cluster, samples.correct[-1])
+                else:
+                    half = np.where(cluster < 0, -1, fixed_halves[rows])
                 samples.cluster.append(cluster)
                 samples.half.append(half)
                 group = groups.of(cluster, half)
                 outputs = dict(watch.outputs)
-                slopes = self._gradients(target, logits, classes, outputs) if gradients else {}
+                slopes = self._gradients(target, said.logits, explained, outputs) if gradients else {}
+                placed = self._placed(watch, outputs, said, index)
                 for name, output in outputs.items():
                     axis = watch.axes[name]
                     if name not in replayers:
                         removal = removal_of(name, axis, output.shape[axis])
-                        replayers[name] = Replayer(self.model, self._forward, removal)
-                    suffix = Suffix(replayers[name], host_batch, target)
+                        replayers[name] = Replayer(self.model, self._forward, removal, donors=self.donors)
+                        activities[name] = ActivityMoments(axis, removal.where.group)
+                    suffix = Suffix(replayers[name], host_batch, target, index)
                     batch = _site_batch(
-                        replayers[name].removal, output, slopes.get(name), seed, samples.index[-1], suffix
+                        replayers[name].removal, output, slopes.get(name), placed[name], seed, index, suffix
                     )
+                    activities[name].add(batch.activation, batch.positions, index)
                     deviation = batch.sum_positions(batch.deviation.abs())
                     for attribution in attributions:
                         moments[name, attribution.name].add(attribution(batch).detach(), deviation, group)
-        mine = {name: (replayer.removal.axis, replayer.removal.n_neurons) for name, replayer in replayers.items()}
+        return self._gathered(samples, moments, replayers, activities, removal_of)
+
+    def _gathered(
+        self,
+        samples: Samples,
+        moments: dict[tuple[str, str], ClusterMoments],
+        replayers: dict[str, Replayer],
+        activities: dict[str, ActivityMoments],
+        removal_of: Callable[[str, int, int], Removal],
+    ) -> "Scores":
+        """With what other processes found."""
+        mine = {
+            name: (replayer.removal.axis, len(replayer.removal.baseline_value)) for name, replayer in replayers.items()
+        }
         known: dict[str, tuple[int, int]] = {}
         for share in self.gather(mine):
             known.update(share)
         removals = {name: removal_of(name, *known[name]) for name in self.sites if name in known}
-        return samples.gathered(self.gather), moments, removals
+        seen = []
+        for name, removal in removals.items():
+            moment = activities.get(name) or ActivityMoments(removal.axis, removal.where.group)
+            activity = moment.activity(name, self.gather)
+            seen += [] if activity is None else [activity]
+        return Scores(samples.gathered(self.gather), moments, removals, tuple(seen))
 
-    def _forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Logits and targets of a batch that has been checked before."""
-        return forward_logits(self.model, batch, self.forward_fn, check=False)
+    def _placed(
+        self, watch: Watch, outputs: dict[str, Tensor], said: Prediction, index: Int[np.ndarray, " sample"]
+    ) -> dict[str, Placed]:
+        """At which positions of each site neurons are removed, and what other samples donate, by one pass more."""
+        positions = {
+            name: chosen_positions(self.sites[name], output, watch.axes[name], said.tokens)
+            for name, output in outputs.items()
+        }
+        if self.donors is None:
+            return {name: Placed(one) for name, one in positions.items()}
+        given: dict[str, list[Any]] = {name: [] for name in outputs}
+        theirs = Watch([self.sites[name] for name in outputs], gradients=False)
+        with torch.no_grad(), theirs.attach(self.model):
+            for batch, places in self.donors.batches(index):
+                with theirs.record(self.model, len(places)):
+                    other = forward_logits(self.model, to_device(batch, model_device(self.model)), self.forward_fn)
+                for name, output in theirs.outputs.items():
+                    counted = chosen_positions(self.sites[name], output, watch.axes[name], other.tokens)
+                    given[name].append((output, counted, places))
+            return {
+                name: Placed(positions[name], donate(output.detach(), watch.axes[name], positions[name], given[name]))
+                for name, output in outputs.items()
+            }
+
+    def _forward(self, batch: Any) -> Outcome:
+        """What the model says of a batch that has been checked before."""
+        return ask(self.model, batch, self.forward_fn, self.target_class)
 
     def _process(self) -> int:
         """Number of this process among those that hold samples."""
@@ -229,15 +313,52 @@ class Passes:
         }
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What the importance pass has found.
+
+    Attributes:
+        samples: of all processes.
+        moments: per site and attribution, of this process.
+        removals: per site.
+        activities: what the activations are like.
+    """
+
+    samples: Samples
+    moments: dict[tuple[str, str], ClusterMoments]
+    removals: dict[str, Removal]
+    activities: tuple[SiteActivity, ...]
+
+
+def ask(model: nn.Module, batch: Any, forward_fn: ForwardFn | None, target_class: str | int) -> Outcome:
+    """What the model says of a batch that has been checked before, and the classes that are explained."""
+    said = forward_logits(model, batch, forward_fn, check=False)
+    return Outcome(said.logits, explained_classes(said.logits, said.labels, target_class), said.tokens)
+
+
 def _site_batch(
     removal: Removal,
     output: Tensor,
     slope: Tensor | None,
+    placed: Placed,
     seed: int,
     index: Int[np.ndarray, " sample"],
     suffix: Suffix,
 ) -> SiteBatch:
     dtype = torch.promote_types(output.dtype, torch.float32)  # products of half precisions would lose digits
-    baseline = torch.as_tensor(removal.baseline_value, dtype=dtype, device=output.device)
+    activation = output.detach().to(dtype)
     gradient = None if slope is None else slope.to(dtype)
-    return SiteBatch(removal.site, removal.axis, output.detach().to(dtype), gradient, baseline, seed, index, suffix)
+    if gradient is not None and placed.positions is not None:
+        gradient = gradient.where(along_positions(placed.positions, removal.axis), 0)
+    return SiteBatch(
+        removal.site,
+        removal.axis,
+        activation,
+        gradient,
+        baseline_of(removal, activation, placed).to(dtype),
+        seed,
+        index,
+        suffix,
+        placed.positions,
+        removal.where.group,
+    )

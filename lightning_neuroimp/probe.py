@@ -2,10 +2,11 @@
 
 Every sample of the stream gets a key, a hash of the seed and of its number in the stream, and the samples with the
 smallest keys are kept (bottom-k sampling). So the sample is uniform whatever the order or length of the stream, it
-does not touch any random generator, and the samples of several processes merge by comparing keys.
+does not touch any random generator, and the samples of several processes merge by comparing keys. A stratified sample
+takes the smallest key of each stratum, then the second smallest of each, and so on.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -14,8 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt64
 
-from lightning_neuroimp.batches import batch_size as batch_size_of
-from lightning_neuroimp.batches import bytes_per_sample, empty_rows, fingerprint, set_row, signature, take_rows
+from lightning_neuroimp.batches import labels_of
+from lightning_neuroimp.rows import batch_size as batch_size_of
+from lightning_neuroimp.rows import bytes_per_sample, empty_rows, fingerprint, set_row, signature, take_rows, unpacked
+
+Stratify = bool | Callable[..., Any]
+"""Whether to draw as many samples of each label; or a callable, `batch -> one value per sample`, for other strata."""
 
 Gather = Callable[[Any], list[Any]]
 """All processes pass an object and get the list of everybody's, in rank order."""
@@ -93,23 +98,41 @@ class ProbeSampler:
         max_samples: at most so many samples, over all processes.
         max_bytes: at most so many bytes in their tensors, per process.
         seed: another seed draws other samples.
+        stratify: True: as many samples of each label as there are, or as have room; or a callable, `batch -> one
+            integer or string per sample`, for other strata. Several processes each draw from their share.
+        classes: only samples with these labels; None: all.
 
     Raises:
         ValueError: if a bound is not positive, or the seed not from 0 to 2**32 - 1.
     """
 
-    def __init__(self, max_samples: int = 1024, max_bytes: int = 2**30, seed: int = 0) -> None:
+    def __init__(
+        self,
+        max_samples: int = 1024,
+        max_bytes: int = 2**30,
+        seed: int = 0,
+        *,
+        stratify: Stratify = False,
+        classes: Collection[int] | None = None,
+    ) -> None:
         for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
+        if not isinstance(stratify, bool) and not callable(stratify):
+            raise ValueError(
+                f"stratify must be True, False or a callable (batch) -> one value per sample, got {stratify!r}"
+            )
         self.max_samples, self.max_bytes, self.seed = max_samples, max_bytes, seed
+        self.stratify = stratify
+        self.classes = None if classes is None else np.array(sorted(classes), np.int64)
         self.seen = 0
         self.largest_batch = 1
-        self._limit = 2**64  # keys from here on are turned away, all smaller ones are kept; it only falls
-        self._bytes = 0
-        self._heap: list[_Entry] = []  # the largest key first
+        self._bytes = self._count = 0
+        # of each stratum: the kept samples, the largest key first, and from which key on all are turned away
+        self._heaps: dict[Hashable, list[_Entry]] = {}
+        self._limits: dict[Hashable, int] = {}
         self._blocks: dict[Hashable, _Block] = {}
 
     def add(self, batch: Any, index: Int[np.ndarray, " sample"] | None = None) -> None:
@@ -121,15 +144,26 @@ class ProbeSampler:
                 samples that must not be drawn, such as the padding of a distributed sampler.
 
         Raises:
-            ValueError: if the batch's samples cannot be told apart, or one sample alone is larger than `max_bytes`.
+            ValueError: if the batch's samples cannot be told apart, one sample alone is larger than `max_bytes`, or
+                labels are needed that the batch does not show.
         """
+        labels = labels_of(batch) if self.classes is not None or self.stratify is True else None
+        strata = self._strata(batch, labels)
+        batch = unpacked(batch)
         size = batch_size_of(batch)
         if index is None:
             index = np.arange(self.seen, self.seen + size, dtype=np.int64)
         self.seen += int((index >= 0).sum())
         self.largest_batch = max(self.largest_batch, size)
+        if self.classes is not None and labels is not None and len(labels) == size:
+            index = np.where(np.isin(labels, self.classes), index, -1)
+        if strata is not None and len(strata) != size:
+            raise ValueError(
+                f"stratify must give one value for each of the {size} samples of a batch, got {len(strata)}"
+            )
         keys = sample_keys(index, self.seed)
-        candidates = np.flatnonzero((index >= 0) & (keys < np.uint64(min(self._limit, 2**64 - 1))))
+        limit = max(self._limits.get(one, 2**64) for one in set(strata)) if strata else self._limits.get(None, 2**64)
+        candidates = np.flatnonzero((index >= 0) & (keys <= np.uint64(limit - 1)))
         if not len(candidates):
             return
         kind, n_bytes = signature(batch, size), bytes_per_sample(batch)
@@ -138,22 +172,62 @@ class ProbeSampler:
         # outside inference mode, so that the copies can enter a graph later on
         with torch.inference_mode(False), torch.no_grad():
             for row in candidates.tolist():
-                key = int(keys[row])
-                if key >= self._limit:
+                key, stratum = int(keys[row]), None if strata is None else strata[row]
+                if key >= self._limits.get(stratum, 2**64):
                     continue
-                if len(self._heap) == self.max_samples:
-                    self._drop(heappop(self._heap))
+                if self._count == self.max_samples and not self._make_room(stratum, key):
+                    continue
                 block = self._blocks.setdefault(kind, _Block())
-                heappush(self._heap, _Entry(-key, int(index[row]), n_bytes, block.put(batch, row, size), kind))
-                self._bytes += n_bytes
+                entry = _Entry(-key, int(index[row]), n_bytes, block.put(batch, row, size), kind)
+                heappush(self._heaps.setdefault(stratum, []), entry)
+                self._bytes, self._count = self._bytes + n_bytes, self._count + 1
                 while self._bytes > self.max_bytes:
-                    self._limit = -self._heap[0].minus_key
-                    self._drop(heappop(self._heap))
-                if len(self._heap) == self.max_samples:
-                    self._limit = -self._heap[0].minus_key + 1
+                    self._drop(self._fullest())
+                if self._count == self.max_samples and len(self._heaps) == 1:
+                    self._limits[stratum] = -self._heaps[stratum][0].minus_key + 1
 
-    def _drop(self, entry: _Entry) -> None:
-        self._bytes -= entry.n_bytes
+    def _strata(self, batch: Any, labels: np.ndarray | None) -> list[Hashable] | None:
+        """The stratum of each sample; None: all are in one."""
+        if self.stratify is False:
+            return None
+        if self.stratify is True:
+            if labels is None:
+                raise ValueError(
+                    "stratify=True needs class labels in the batch, of the form (inputs, targets) or in a mapping with "
+                    "a key 'labels', 'label', 'targets', 'target' or 'y'; else pass stratify=, a callable (batch) -> "
+                    "one value per sample"
+                )
+            return list(labels.tolist())
+        values = self.stratify(batch)
+        return list(values.tolist() if isinstance(values, torch.Tensor | np.ndarray) else values)
+
+    def _make_room(self, stratum: Hashable, key: int) -> bool:
+        """Drop a sample from the stratum that would have the most with a new one; False: the new one itself goes."""
+        victim = self._fullest(stratum, key)
+        if victim == stratum and (stratum not in self._heaps or key >= -self._heaps[stratum][0].minus_key):
+            self._limits[stratum] = key
+            return False
+        self._drop(victim)
+        return True
+
+    def _fullest(self, joined: Hashable = None, key: int | None = None) -> Hashable:
+        """The stratum with the most samples, of several that with the largest key; a new sample may have joined one."""
+
+        def fullness(stratum: Hashable) -> tuple[int, int]:
+            heap = self._heaps.get(stratum, [])
+            largest = -heap[0].minus_key if heap else 0
+            if key is None or stratum != joined:
+                return len(heap), largest
+            return len(heap) + 1, max(largest, key)
+
+        return max({*self._heaps, joined} if key is not None else self._heaps, key=fullness)
+
+    def _drop(self, stratum: Hashable) -> None:
+        entry = heappop(self._heaps[stratum])
+        if not self._heaps[stratum]:
+            del self._heaps[stratum]
+        self._limits[stratum] = -entry.minus_key
+        self._bytes, self._count = self._bytes - entry.n_bytes, self._count - 1
         block = self._blocks[entry.kind]
         block.free.append(entry.place)
         if len(block.free) == block.capacity:
@@ -169,19 +243,26 @@ class ProbeSampler:
         Raises:
             ValueError: if no sample was offered.
         """
-        keys = sorted(-entry.minus_key for entry in self._heap)
-        shares = gather((keys, self._limit, self.seen))
-        # what one process has turned away for want of room, all others must: or the sample would be biased
-        limit = min(share[1] for share in shares)
-        kept = sorted(key for share in shares for key in share[0] if key < limit)[: self.max_samples]
+        mine = {stratum: [-entry.minus_key for entry in heap] for stratum, heap in self._heaps.items()}
+        shares = gather((mine, self._limits, self.seen))
+        kept: list[tuple[int, int]] = []
+        for stratum in dict.fromkeys(stratum for share in shares for stratum in share[0]):
+            # what one process has turned away for want of room, all others must: or the sample would be biased
+            limit = min(share[1].get(stratum, 2**64) for share in shares)
+            found = sorted(key for share in shares for key in share[0].get(stratum, []) if key < limit)
+            kept += enumerate(found)
         if not kept:
-            raise ValueError("the stream of batches was empty: there is nothing to draw a probe set from")
+            raise ValueError(
+                "the stream of batches was empty: there is nothing to draw a probe set from"
+                + ("" if self.classes is None else f"; no sample has a label among classes={self.classes.tolist()}")
+            )
+        chosen = {key for _, key in sorted(kept)[: self.max_samples]}
         members: dict[Hashable, list[_Entry]] = {}
-        for entry in sorted(self._heap, reverse=True):  # the smallest key first
-            if -entry.minus_key <= kept[-1]:
+        for entry in sorted((entry for heap in self._heaps.values() for entry in heap), key=lambda one: -one.minus_key):
+            if -entry.minus_key in chosen:
                 members.setdefault(entry.kind, []).append(entry)
         groups = tuple(_group(self._blocks[kind].rows, entries) for kind, entries in members.items())
-        self._heap, self._blocks = [], {}
+        self._heaps, self._blocks = {}, {}
         return ProbeSet(groups, self.largest_batch, sum(share[2] for share in shares))
 
 
@@ -207,7 +288,14 @@ class ProbeSet:
 
     @classmethod
     def from_batches(
-        cls, batches: Iterable[Any], *, max_samples: int = 1024, max_bytes: int = 2**30, seed: int = 0
+        cls,
+        batches: Iterable[Any],
+        *,
+        max_samples: int = 1024,
+        max_bytes: int = 2**30,
+        seed: int = 0,
+        stratify: Stratify = False,
+        classes: Collection[int] | None = None,
     ) -> "ProbeSet":
         """Draw from a loader.
 
@@ -216,17 +304,39 @@ class ProbeSet:
             max_samples: at most so many samples.
             max_bytes: at most so many bytes in their tensors.
             seed: another seed draws other samples.
+            stratify: True: as many samples of each label; or a callable, `batch -> one value per sample`.
+            classes: only samples with these labels.
 
         Raises:
-            ValueError: if there is no batch, a bound is not positive, or the samples cannot be told apart.
+            ValueError: if there is no batch, a bound is not positive, the samples cannot be told apart, or labels are
+                needed that the batches do not show.
 
         >>> probe = ProbeSet.from_batches([(torch.zeros(8, 2), torch.arange(8))] * 10, max_samples=16)
         >>> len(probe), probe.seen
         (16, 80)
         """
-        sampler = ProbeSampler(max_samples, max_bytes, seed)
+        sampler = ProbeSampler(max_samples, max_bytes, seed, stratify=stratify, classes=classes)
         for batch in batches:
             sampler.add(batch)
+        return sampler.close()
+
+    @classmethod
+    def of_samples(cls, batches: Iterable[Any], numbers: Int[np.ndarray, " sample"], *, seed: int = 0) -> "ProbeSet":
+        """Those samples of a loader that have given numbers in its stream.
+
+        Args:
+            batches: the loader.
+            numbers: counted from 0, over all batches.
+            seed: of their order.
+
+        Raises:
+            ValueError: if none of them is there.
+        """
+        sampler, seen = ProbeSampler(max(1, len(numbers)), 2**62, seed), 0
+        for batch in batches:
+            here = np.arange(seen, seen + batch_size_of(unpacked(batch)), dtype=np.int64)
+            sampler.add(batch, np.where(np.isin(here, numbers), here, -1))
+            seen += len(here)
         return sampler.close()
 
     def __len__(self) -> int:

@@ -11,14 +11,14 @@ from torch import nn
 from lightning_neuroimp import statistics
 from lightning_neuroimp.attribution import Attribution, AttributionFn, resolve_attributions
 from lightning_neuroimp.batches import ForwardFn
-from lightning_neuroimp.clusters import EmbeddingTap
+from lightning_neuroimp.donors import Donors
+from lightning_neuroimp.embedding import EmbeddingTap
 from lightning_neuroimp.isolation import undisturbed
 from lightning_neuroimp.passes import Passes
 from lightning_neuroimp.probe import Gather, ProbeSet, alone
 from lightning_neuroimp.progress import Progress, resolve_progress
 from lightning_neuroimp.removal import TargetFn, check_target
 from lightning_neuroimp.results import Randomisation, Removal, Results
-from lightning_neuroimp.sites import Site
 from lightning_neuroimp.study import probe_of
 
 MAX_STAGES = 6
@@ -68,7 +68,8 @@ def weight_randomisation(
     """
     attributions = resolve_attributions(results.attributions if attribution is None else attribution)
     removals = {one.site: one.removal for one in results.importances}
-    _, target_fn = check_target(next(iter(removals.values())).target if target is None else target)
+    first = next(iter(removals.values()))
+    _, target_fn = check_target(first.target if target is None else target)
     shuffled = _copy(model)
     stages = _stages(shuffled)
     generator = torch.Generator().manual_seed(seed)
@@ -80,14 +81,23 @@ def weight_randomisation(
         for stage in stages:
             _shuffle(stage, generator)
             with undisturbed(shuffled):
-                sites = [Site(site, removal.axis) for site, removal in removals.items()]
-                passes = Passes(shuffled, probe, sites, forward_fn, batch_size, gather, resolve_progress(progress))
+                passes = Passes(
+                    shuffled,
+                    probe,
+                    [removal.where for removal in removals.values()],
+                    forward_fn,
+                    batch_size,
+                    gather,
+                    resolve_progress(progress),
+                    first.target_class,
+                    Donors(probe, results.seed) if first.baseline == "resample" else None,
+                )
 
-                def removal_of(site: str, axis: int, n_neurons: int) -> Removal:
+                def removal_of(site: str, axis: int, n_channels: int) -> Removal:
                     return removals[site]
 
                 tap = EmbeddingTap(shuffled, None)
-                _, moments, _ = passes.score(tap, assigned, attributions, target_fn, removal_of, results.seed)
+                moments = passes.score(tap, assigned, attributions, target_fn, removal_of, results.seed).moments
             for one in results.importances:
                 if (one.site, one.attribution) in moments:
                     count, means, _ = moments[one.site, one.attribution].means(

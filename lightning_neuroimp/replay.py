@@ -8,20 +8,41 @@ made, every ablation there is a full pass, and a warning says why.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lightning_neuroimp.batches import model_device, to_device
+from lightning_neuroimp.batches import model_device
+from lightning_neuroimp.donors import Donors, donate
 from lightning_neuroimp.recorder import Recorder
-from lightning_neuroimp.removal import remove
+from lightning_neuroimp.removal import Placed, remove
 from lightning_neuroimp.results import Removal
+from lightning_neuroimp.rows import to_device
+from lightning_neuroimp.sites import chosen_positions
+from lightning_neuroimp.tap import Tap, read, write
 from lightning_neuroimp.tape import Tape, TapeBroken
 
-Forward = Callable[[Any], tuple[Tensor, Tensor]]
-"""A batch on the model's device, which it may overwrite -> logits (sample, class) and class targets (sample,)."""
+
+class Outcome(NamedTuple):
+    """What a model says of a batch.
+
+    Attributes:
+        logits: (sample, class).
+        classes: the class of each sample that is explained.
+        tokens: True where a token is no padding; None where there are none, or none is padded.
+    """
+
+    logits: Tensor
+    classes: Tensor
+    tokens: Tensor | None = None
+
+
+Forward = Callable[[Any], tuple[Any, ...]]
+"""A batch on the model's device, which it may overwrite -> an `Outcome`, or its first parts."""
 
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2  # of the largest change that an ablation makes: kernels may round differently
 _DIFFERS = "a random ablation by it differs from the same in a full pass"
@@ -31,9 +52,9 @@ class Replay:
     """One batch, to be run again from the site on, until the model runs on something else: it may share memory with it.
 
     Attributes:
-        activation: the site's output; None where this batch does not reach the site.
+        activation: of the site, samples first; None where this batch does not reach the site.
         logits: with all neurons.
-        classes: the targets.
+        classes: those that are explained; of the whole model, whatever is removed later.
     """
 
     def __init__(
@@ -41,13 +62,25 @@ class Replay:
         replayer: "Replayer",
         batch: Any,
         activation: Float[Tensor, "sample ..."] | None,
-        logits: Float[Tensor, "sample class"],
-        classes: Int[Tensor, " sample"],
+        outcome: Outcome,
         tape: Tape | None,
+        given: list[tuple[Tensor, Tensor | None, np.ndarray]] | None = None,
     ) -> None:
         self._replayer, self._batch, self._tape = replayer, batch, tape
-        self.activation, self.logits, self.classes = activation, logits, classes
+        self.activation, self.logits, self.classes = activation, outcome.logits.detach(), outcome.classes
+        self._tokens, self._given = outcome.tokens, given
         self._copy: Any = None
+
+    @cached_property
+    def placed(self) -> Placed:
+        """At which positions neurons are removed, and what other samples donate."""
+        assert self.activation is not None
+        return self._replayer.place(self.activation, self._tokens, self._given)
+
+    def removed(self, mask: Bool[Tensor, "_ neuron"]) -> Tensor:
+        """The activations without the masked neurons."""
+        assert self.activation is not None
+        return remove(self.activation, self._replayer.removal, mask, self.placed)
 
     @property
     def tape(self) -> Tape | None:
@@ -91,8 +124,8 @@ class Replay:
         """What the tape gives; else, and without one, what a full pass gives."""
         if tape is not None:
             try:
-                logits, classes = tape.run(activation())  # without a name, so that the run can let go of it
-                return logits, classes
+                (logits,) = tape.run(activation())  # without a name, so that the run can let go of it
+                return logits, self.classes
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -107,7 +140,7 @@ class Replay:
         if self._copy is None:
             self._copy = to_device(self._batch, device)  # once; then each pass gets a copy of its own
         with self._replayer.hooked(replace):
-            return self._replayer.forward(to_device(self._copy, device))
+            return Outcome(*self._replayer.forward(to_device(self._copy, device))).logits, self.classes
 
 
 class Replayer:
@@ -118,34 +151,49 @@ class Replayer:
 
     Args:
         model: holds the removal's site.
-        forward: a batch to logits and targets, by the model.
+        forward: a batch to logits and classes, by the model.
         removal: the site and the baseline.
+        donors: for the baseline "resample".
         full_passes: never record; for comparison.
     """
 
-    def __init__(self, model: nn.Module, forward: Forward, removal: Removal, *, full_passes: bool = False) -> None:
-        self.model, self.forward, self.removal = model, forward, removal
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        removal: Removal,
+        *,
+        donors: Donors | None = None,
+        full_passes: bool = False,
+    ) -> None:
+        self.model, self.forward, self.removal, self.donors = model, forward, removal, donors
         self.reason = "full passes were asked for" if full_passes else None
         # by the operations on a tape: a batch that goes another way through the model is tried again
         self._trusted: set[tuple[str, ...]] = set()
         self._differentiable: dict[tuple[str, ...], bool] = {}
 
-    def record(self, batch: Any) -> Replay:
-        """One pass over a batch.
+    def record(self, batch: Any, numbers: Int[np.ndarray, " sample"] | None = None) -> Replay:
+        """One pass over a batch, and one over its samples' donors where there are any.
+
+        Args:
+            batch: on the host.
+            numbers: of its samples in the stream, for the donors.
 
         Raises:
             ValueError: if the site is called several times.
         """
         with torch.no_grad():
+            # before the recording, which may share memory with what the model writes in each pass
+            given = self._give(numbers)
             if self.reason is not None:
-                return self._record(batch, None)
+                return self._record(batch, None, given)
             recorder = Recorder()
             try:
-                replay = self._record(batch, recorder)
+                replay = self._record(batch, recorder, given)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                replay = self._record(batch, None)  # first: it may fail in the same way
+                replay = self._record(batch, None, given)  # first: it may fail in the same way
                 self.give_up(f"recording the forward pass failed ({type(error).__name__}: {error})")
                 return replay
             tape = None if replay.activation is None else replay.tape
@@ -155,16 +203,13 @@ class Replayer:
                 self.give_up(recorder.reason)
             return replay
 
-    def _record(self, batch: Any, recorder: Recorder | None) -> Replay:
+    def _record(
+        self, batch: Any, recorder: Recorder | None, given: list[tuple[Tensor, Tensor | None, np.ndarray]] | None
+    ) -> Replay:
         device, tape = model_device(self.model), None
         found: list[Tensor] = []
 
         def start(output: Tensor) -> Tensor:
-            if found:
-                raise ValueError(
-                    f"layer {self.removal.site!r} is called several times in one forward pass, and which call is meant "
-                    "is not clear; choose a layer that is called once"
-                )
             found.append(output.detach().clone())  # a copy: what comes behind may overwrite the original
             activation = remove(found[0], self.removal, self._nothing(found[0]))  # as an ablation lays it out in memory
             if recorder is not None:
@@ -173,35 +218,65 @@ class Replayer:
 
         with self.hooked(start):
             if recorder is None:
-                logits, classes = self.forward(to_device(batch, device))
+                outcome = Outcome(*self.forward(to_device(batch, device)))
             else:
                 with recorder.watch():
-                    logits, classes = self.forward(to_device(batch, device))
-                tape = recorder.finish((logits, classes))
-        return Replay(self, batch, found[0] if found else None, logits.detach(), classes, tape)
+                    outcome = Outcome(*self.forward(to_device(batch, device)))
+                tape = recorder.finish((outcome.logits,))
+        return Replay(self, batch, found[0] if found else None, outcome, tape, given)
+
+    def _give(self, numbers: np.ndarray | None) -> list[tuple[Tensor, Tensor | None, np.ndarray]] | None:
+        """The activations of the samples' donors, their positions that count, and which samples they are for."""
+        if self.donors is None:
+            return None
+        assert numbers is not None
+        given = []
+        for batch, places in self.donors.batches(numbers):
+            found: list[Tensor] = []
+
+            def keep(output: Tensor, found: list[Tensor] = found) -> Tensor:
+                found.append(output.detach().clone())
+                return output
+
+            with self.hooked(keep):
+                outcome = Outcome(*self.forward(to_device(batch, model_device(self.model))))
+            if found:
+                theirs = chosen_positions(self.removal.where, found[0], self.removal.axis, outcome.tokens)
+                given.append((found[0], theirs, places))
+        return given
+
+    def place(
+        self,
+        activation: Tensor,
+        tokens: Tensor | None,
+        given: list[tuple[Tensor, Tensor | None, np.ndarray]] | None,
+    ) -> Placed:
+        """What the removal is for a batch with these activations."""
+        positions = chosen_positions(self.removal.where, activation, self.removal.axis, tokens)
+        return Placed(positions, None if given is None else donate(activation, self.removal.axis, positions, given))
 
     def _nothing(self, activation: Tensor) -> Bool[Tensor, "1 neuron"]:
-        return torch.zeros(1, activation.shape[self.removal.axis], dtype=torch.bool, device=activation.device)
+        return torch.zeros(1, self.removal.n_neurons, dtype=torch.bool, device=activation.device)
 
     def _some(self, activation: Tensor) -> Bool[Tensor, "sample neuron"]:
         """Half of the neurons, other ones for each sample; the same in every run."""
-        shape = (len(activation), activation.shape[self.removal.axis])
+        shape = (len(activation), self.removal.n_neurons)
         some = torch.randint(2, shape, generator=torch.Generator().manual_seed(0), dtype=torch.bool)
         some[0, 0] |= not some.any()
         return some.to(activation.device)
 
     @contextmanager
     def hooked(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Replace the site's output inside this context."""
+        """Replace the site's activations in the one forward pass inside this context."""
+        site = self.removal.where
 
-        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            return replace(output)
+        def visit(module: nn.Module, value: Any) -> Any:
+            tap.check_single()
+            return write(site, module, value, replace(read(site, module, value)))
 
-        handle = self.model.get_submodule(self.removal.site).register_forward_hook(hook)
-        try:
+        tap = Tap(site, visit)
+        with tap.attach(self.model):
             yield
-        finally:
-            handle.remove()
 
     def give_up(self, reason: str) -> None:
         """From now on each ablation is a full pass."""
@@ -218,18 +293,18 @@ class Replayer:
         assert replay.tape is not None
         mask = self._some(replay.activation)
         try:
-            logits, classes = replay.full_pass(lambda output: remove(output, self.removal, mask))
+            logits, _ = replay.full_pass(lambda output: remove(output, self.removal, mask, replay.placed))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             return f"a random ablation fails in a full pass ({type(error).__name__}: {error})"
         try:
-            found, targets = replay.tape.run(remove(replay.activation, self.removal, mask))
+            (found,) = replay.tape.run(replay.removed(mask))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             return _reason(error)
-        if not torch.equal(targets, classes) or not _same(found, logits, replay.logits):
+        if not _same(found, logits, replay.logits):
             return _DIFFERS
         if not torch.equal(logits, replay.logits):  # else the trial has proved nothing, and the next batch is tried too
             self._trusted.add(replay.tape.signature)
@@ -241,7 +316,7 @@ class Replayer:
         tape = replay.tape
         assert tape is not None
         if tape.signature not in self._differentiable:
-            point = remove(replay.activation, self.removal, self._some(replay.activation))
+            point = replay.removed(self._some(replay.activation))
             expected = self._slope(point, lambda leaf: replay.full_pass(lambda output: leaf.clone()))
             reason: str | None
             try:
@@ -267,7 +342,7 @@ class Replayer:
         """Derivative of a fixed random combination of the logits."""
         with torch.enable_grad():
             leaf = point.detach().clone().requires_grad_()
-            logits, _ = run(leaf)
+            logits = run(leaf)[0]
             weights = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
             if not logits.requires_grad:
                 return torch.zeros_like(point)
@@ -278,7 +353,7 @@ class Replayer:
 def ablate(
     replay: Replay, removal: Removal, mask: Bool[Tensor, "_ neuron"]
 ) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
-    """Logits and targets with neurons removed.
+    """Logits and classes with neurons removed.
 
     Args:
         replay: of a batch.
@@ -289,7 +364,7 @@ def ablate(
     if activation is None:
         return replay.logits, replay.classes
     return replay.either(
-        replay.tape, lambda: remove(activation, removal, mask), lambda output: remove(output, removal, mask)
+        replay.tape, lambda: replay.removed(mask), lambda output: remove(output, removal, mask, replay.placed)
     )
 
 

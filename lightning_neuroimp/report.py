@@ -1,5 +1,7 @@
 """Results in words: tables for the console and for TensorBoard's text tab."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from tabulate import tabulate
 
@@ -64,12 +66,18 @@ def _heading(results: Results, name: str) -> str:
         when,
         f"{len(results.sample_index)} probe samples",
         f"clusters: {results.clusters.source}",
-        f"target: {removal.target}",
+        f"target: {removal.target}{_whose(removal.target_class)}",
         f"baseline: {removal.baseline}",
         # labels do not change, so that their agreement is no news
         "" if results.clusters.source == "labels" or np.isnan(stable) else f"agreement with last epoch: {stable:.2f}",
     ]
     return " | ".join(piece for piece in pieces if piece)
+
+
+def _whose(target_class: str | int) -> str:
+    if target_class == "label":
+        return ""
+    return " of the predicted class" if target_class == "predicted" else f" of class {target_class}"
 
 
 def _title(one: Importance) -> str:
@@ -90,7 +98,7 @@ def _cluster_table(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row, name in enumerate(table.names):
         line = [name, str(table.size[row]), f"{table.accuracy[row]:.2f}"]
-        line += [composition(table.class_counts[row])] if mixed else []
+        line += [composition(table.class_counts[row], table.class_names)] if mixed else []
         rows.append([*line, " ".join(str(sample) for sample in table.exemplars[row] if sample >= 0)])
     return headers, rows
 
@@ -113,14 +121,15 @@ def _table(results: Results, one: Importance) -> tuple[list[str], list[list[str]
     return headers, rows
 
 
-def composition(counts: np.ndarray, most: int = 3) -> str:
+def composition(counts: np.ndarray, names: Sequence[str] = (), most: int = 3) -> str:
     """The commonest classes with their shares.
 
     >>> composition(np.array([10, 0, 30]))
     '2 75%, 0 25%'
     """
     order = np.argsort(-counts, kind="stable")[:most]
-    return ", ".join(f"{key} {counts[key] / counts.sum():.0%}" for key in order if counts[key])
+    shares = [(names[key] if key < len(names) else key, counts[key] / counts.sum()) for key in order if counts[key]]
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares)
 
 
 def _remarks(results: Results, one: Importance) -> list[str]:

@@ -1,19 +1,76 @@
 """Results: frozen dataclasses of NumPy arrays, saved to one file without pickle."""
 
-import io
-import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
-FORMAT, VERSION = "lightning_neuroimp.results", 2
+from lightning_neuroimp import storage
+
+FORMAT, VERSION = "lightning_neuroimp.results", 3
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where neurons are read and removed: the output or an input of a module, in one of its calls.
+
+    `str(site)` is the key of its results and the name in tables and tags: `encoder.1`, `relu (call 1)`,
+    `attention.out (input, groups of 8)`.
+
+    Attributes:
+        name: as in `model.named_modules()`, or a glob.
+        axis: of the tensor, along which neurons are counted. By default: 1 for (sample, neuron) tensors; else the
+            last for linear and recurrent layers, attention and layer norms, 1 for convolutions, their norms and
+            pooling; for any other module, such as an activation, that of the layer that ran last before.
+        optional: whether a module that is not called, or returns no tensor, is passed over (it came from a glob).
+        side: "output" of the module, or its "input".
+        call: which call of the module in a forward pass, 0 for the first; None: it must be called once.
+        item: of an output that is a tuple or mapping, which index or key (a tuple of them for nested ones); of inputs,
+            the number of the positional argument or the name of the keyword. None: the only tensor, and the output of
+            recurrent layers and attention.
+        position: of token layers, the number of the one token that is meant, such as 0 for a class token or -1 for the
+            last; padding is not counted. None: all unpadded tokens.
+        group: so many neighbours along the neuron axis count as one neuron, such as the width of an attention head.
+        sample_axis: of the tensor; by default 0, and 1 inside modules of torch with `batch_first=False`.
+    """
+
+    name: str
+    axis: int | None = None
+    optional: bool = False
+    side: str = "output"
+    call: int | None = None
+    item: int | str | tuple[int | str, ...] | None = None
+    position: int | None = None
+    group: int = 1
+    sample_axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.side not in ("output", "input"):
+            raise ValueError(f"side of a site must be 'output' or 'input', got {self.side!r}")
+        if self.call is not None and self.call < 0:
+            raise ValueError(f"call of a site must be 0 or more (0 is the first), got {self.call}")
+        if self.group < 1:
+            raise ValueError(f"group of a site must be at least 1, got {self.group}")
+
+    def __str__(self) -> str:
+        parts = [
+            *(["input"] if self.side == "input" else []),
+            *([] if self.call is None else [f"call {self.call}"]),
+            *([] if self.item is None else [f"item {'.'.join(map(str, self.path))}"]),
+            *([] if self.position is None else [f"position {self.position}"]),
+            *([] if self.group == 1 else [f"groups of {self.group}"]),
+        ]
+        return f"{self.name} ({', '.join(parts)})" if parts else self.name
+
+    @property
+    def path(self) -> tuple[int | str, ...]:
+        """`item` as a path; empty for None."""
+        if self.item is None:
+            return ()
+        return tuple(self.item) if isinstance(self.item, tuple | list) else (self.item,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,23 +81,31 @@ class Removal:
     cannot disagree.
 
     Attributes:
-        site: name of the module whose output holds the neurons.
-        axis: axis of that output along which the neurons are counted.
-        baseline: name of the baseline, "zero" or "mean".
-        baseline_value: value that a removed neuron is set to, in the unit of the activations.
+        where: the site.
+        axis: of its tensor, samples first, along which the neurons are counted.
+        baseline: name of the baseline: "zero", "mean", "resample", or a number.
+        baseline_value: value that a removed channel is set to, in the unit of the activations; NaN where it is that of
+            another sample ("resample"). A neuron is one channel, or a group of them.
         target: name of the scalar that is explained per sample.
+        target_class: whose: of the "label", of the "predicted" class, or of one class for all.
     """
 
-    site: str
+    where: Site
     axis: int
     baseline: str
-    baseline_value: Float[np.ndarray, " neuron"]
+    baseline_value: Float[np.ndarray, " channel"]
     target: str
+    target_class: str | int = "label"
+
+    @property
+    def site(self) -> str:
+        """The site in words."""
+        return str(self.where)
 
     @property
     def n_neurons(self) -> int:
         """Number of neurons at the site."""
-        return len(self.baseline_value)
+        return len(self.baseline_value) // self.where.group
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,7 +357,7 @@ class Importance:
 
     @property
     def site(self) -> str:
-        """Name of the module."""
+        """The site in words."""
         return self.removal.site
 
     def _pooled(self, half: Float[np.ndarray, "half cluster neuron"]) -> Float[np.ndarray, "cluster neuron"]:
@@ -366,6 +431,7 @@ class ClusterTable:
             nearest first; -1 where a cluster has fewer.
         adjusted_rand_index: agreement with the last epoch's clusters (1: the same; 0: as by chance); NaN without one.
         history: rows (id, sample number) of each cluster ever seen, with its last members.
+        class_names: of the classes, where they were given.
     """
 
     source: str
@@ -377,20 +443,56 @@ class ClusterTable:
     exemplars: Int[np.ndarray, "cluster exemplar"]
     adjusted_rand_index: float
     history: Int[np.ndarray, "entry 2"]
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class SiteActivity:
+    """What the activations of a site are like on the probe set, over all (unpadded) positions.
+
+    Attributes:
+        site: in words.
+        count: values per channel.
+        mean, std, minimum, maximum: of each channel; a neuron is one channel, or a group of them.
+        top_samples: numbers of the samples that drive each neuron most, most first: those of the largest activation at
+            any position (for groups of channels, the largest Euclidean norm); -1 where there are fewer.
+        top_values: those activations.
+    """
+
+    site: str
+    count: int
+    mean: Float[np.ndarray, " channel"]
+    std: Float[np.ndarray, " channel"]
+    minimum: Float[np.ndarray, " channel"]
+    maximum: Float[np.ndarray, " channel"]
+    top_samples: Int[np.ndarray, "neuron top"]
+    top_values: Float[np.ndarray, "neuron top"]
+
+    def distance(self, baseline: Float[np.ndarray, " channel"]) -> Float[np.ndarray, " channel"]:
+        """How many standard deviations a baseline lies from each channel's mean; NaN for constant channels.
+
+        Args:
+            baseline: of each channel.
+        """
+        away = np.abs(baseline - self.mean)
+        return np.divide(away, self.std, out=np.full_like(away, np.nan), where=self.std > 0)
 
 
 @dataclass(frozen=True, eq=False)
 class Results(Mapping[Any, Importance]):
     """One measurement: the importance of every neuron of every site for every cluster.
 
-    `results["encoder.3"]` is the first attribution's, `results["encoder.3", "activation"]` that of another one.
+    `results["encoder.3"]` is the first attribution's, `results["encoder.3", "activation"]` that of another one; a
+    `Site` will do for its name.
 
     Attributes:
         importances: one per site and attribution, sites first.
         clusters: what the clusters are.
         sample_index: each probe sample's number in the stream.
         sample_fingerprint: a checksum of its content.
-        sample_target, sample_correct: its class, and whether the model names it.
+        sample_label: its label.
+        sample_target, sample_correct: the class that is explained, by default the label, and whether the model names
+            it.
         sample_cluster, sample_half: its cluster's id (-1: in none) and half (-1: in none).
         epoch, step: of the training, -1 outside one.
         seed: of the probe set, the random control and random rankings.
@@ -398,12 +500,14 @@ class Results(Mapping[Any, Importance]):
         notes: what was left out or is missing, in words.
         comparisons: each two attributions at each site, where removal was measured.
         randomisations: agreement with randomised weights, where it was asked for.
+        activities: what the activations of each site are like.
     """
 
     importances: tuple[Importance, ...]
     clusters: ClusterTable
     sample_index: Int[np.ndarray, " sample"]
     sample_fingerprint: Int[np.ndarray, " sample"]
+    sample_label: Int[np.ndarray, " sample"]
     sample_target: Int[np.ndarray, " sample"]
     sample_correct: Bool[np.ndarray, " sample"]
     sample_cluster: Int[np.ndarray, " sample"]
@@ -415,6 +519,7 @@ class Results(Mapping[Any, Importance]):
     notes: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
     randomisations: tuple[Randomisation, ...] = ()
+    activities: tuple[SiteActivity, ...] = ()
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -428,12 +533,31 @@ class Results(Mapping[Any, Importance]):
 
     def __getitem__(self, key: Any) -> Importance:
         site, attribution = key if isinstance(key, tuple) else (key, self.attributions[0])
+        site = str(site)
         for importance in self.importances:
             if importance.site == site and importance.attribution == attribution:
                 return importance
         raise KeyError(
             f"no result for {key!r}: the sites are {list(self.sites)}, the attributions {list(self.attributions)}"
         )
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self[key]
+        except KeyError:
+            return False
+        return True
+
+    def activity(self, site: Any) -> SiteActivity:
+        """What the activations of a site are like.
+
+        Raises:
+            KeyError: if there is no such site.
+        """
+        for one in self.activities:
+            if one.site == str(site):
+                return one
+        raise KeyError(f"no activations of {str(site)!r}: the sites are {list(self.sites)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sites)
@@ -452,12 +576,7 @@ class Results(Mapping[Any, Importance]):
         Args:
             path: the file; its folder is made where it is missing.
         """
-        arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
-        tree = _encode(self, arrays)
-        header = json.dumps({"format": FORMAT, "version": VERSION, "results": tree}).encode()
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, header=np.frombuffer(header, np.uint8), **arrays)
-        _write_atomically(Path(path), buffer.getvalue())
+        storage.save(self, path, FORMAT, VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Results":
@@ -466,21 +585,8 @@ class Results(Mapping[Any, Importance]):
         Raises:
             ValueError: if the file holds something else, or comes from a newer version.
         """
-        try:
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            header = json.loads(arrays.pop("header").tobytes())
-            found, version = header["format"], header["version"]
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-                raise
-            raise ValueError(f"{os.fspath(path)!r} does not hold results of lightning_neuroimp: {error}") from error
-        if found != FORMAT or version != VERSION:
-            raise ValueError(
-                f"{os.fspath(path)!r} holds {found!r} of version {version}; this version of lightning_neuroimp reads "
-                f"{FORMAT!r} of version {VERSION}"
-            )
-        return _decode(header["results"], arrays)
+        found: Results = storage.load(path, FORMAT, VERSION, _CLASSES)
+        return found
 
     def replace(self, **changes: Any) -> "Results":
         """A copy with some fields changed."""
@@ -500,47 +606,8 @@ _CLASSES = {
         Reliability,
         Removal,
         Results,
+        Site,
+        SiteActivity,
         Specificity,
     )
 }
-
-
-def _encode(value: Any, arrays: dict[str, Any]) -> Any:
-    if isinstance(value, np.ndarray):
-        key = f"a{len(arrays)}"
-        arrays[key] = value
-        return {"array": key}
-    if is_dataclass(value):
-        content = {field.name: _encode(getattr(value, field.name), arrays) for field in fields(value)}
-        return {"class": type(value).__name__, "fields": content}
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(item, arrays) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": {key: _encode(item, arrays) for key, item in value.items()}}
-    return value
-
-
-def _decode(tree: Any, arrays: dict[str, Any]) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    if "array" in tree:
-        return arrays[tree["array"]]
-    if "tuple" in tree:
-        return tuple(_decode(item, arrays) for item in tree["tuple"])
-    if "dict" in tree:
-        return {key: _decode(item, arrays) for key, item in tree["dict"].items()}
-    return _CLASSES[tree["class"]](**{name: _decode(item, arrays) for name, item in tree["fields"].items()})
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -1,20 +1,31 @@
-"""Site: from names and globs to the modules whose output neurons are scored and removed."""
+"""From names and globs to sites; along which axes of their tensors samples, neurons and positions are counted."""
 
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
+
+from lightning_neuroimp.results import Site
 
 MAX_GLOB_SITES = 16
 """Globs that match more modules than this are refused: name them one by one to have them all."""
 
-_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
+_LAST = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+)
 _SECOND = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._BatchNorm,  # also instance norm
@@ -28,23 +39,6 @@ _SECOND = (
 )
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where neurons are read and removed: the output of a module.
-
-    Attributes:
-        name: as in `model.named_modules()`.
-        axis: of the output, along which neurons are counted. By default: 1 for (sample, neuron) outputs; else the
-            last for linear layers and layer norms, 1 for convolutions, their norms and pooling; for any other module,
-            such as an activation, that of the layer that ran last before its output.
-        optional: whether a module that is not called, or returns no tensor, is passed over (it came from a glob).
-    """
-
-    name: str
-    axis: int | None = None
-    optional: bool = False
-
-
 def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
     """Resolve names and globs.
 
@@ -53,7 +47,7 @@ def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
         layers: names, globs (`*` stands for one level of a name, `**` for any number) or sites.
 
     Returns:
-        One site per module, in the order asked for, globs in the model's order.
+        Sites with their sample axis, in the order asked for, globs in the model's order.
 
     Raises:
         ValueError: if a name is not there, a glob matches nothing or more than 16 modules, or nothing was asked for.
@@ -66,31 +60,55 @@ def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
     names = [name for name, _ in model.named_modules() if name]
     found: dict[str, Site] = {}
     for layer in asked:
-        if isinstance(layer, str) and "*" in layer:
-            matches = [name for name in names if _glob(layer).fullmatch(name)]
-            if not matches:
-                raise ValueError(f"no layer matches {layer!r}: {_closest(layer.replace('*', ''), names)}")
-            if len(matches) > MAX_GLOB_SITES:
-                raise ValueError(
-                    f"{layer!r} matches {len(matches)} layers, more than the {MAX_GLOB_SITES} that a glob may stand "
-                    f"for; name those that you want, for instance {matches[:3]}"
-                )
-            for name in matches:
-                found.setdefault(name, Site(name, optional=True))
-        elif isinstance(layer, str | Site):
-            site = Site(layer) if isinstance(layer, str) else layer
-            if site.name not in names:
-                raise ValueError(f"no layer {site.name!r} in {type(model).__name__}: {_closest(site.name, names)}")
-            found[site.name] = site
-        elif isinstance(layer, nn.Module):
+        if isinstance(layer, nn.Module):
             known = [name for name, module in model.named_modules() if module is layer and name]
             remedy = f"pass its name, {known[0]!r}" if known else "pass the name of a layer in model.named_modules()"
             raise ValueError(f"layers must be names, globs or sites, got a module, {type(layer).__name__}: {remedy}")
-        else:
+        if not isinstance(layer, str | Site):
             raise ValueError(f"layers must be names, globs or sites, got {layer!r}")
+        site = Site(layer) if isinstance(layer, str) else layer
+        if "*" in site.name:
+            matches = [name for name in names if _glob(site.name).fullmatch(name)]
+            if not matches:
+                raise ValueError(f"no layer matches {site.name!r}: {_closest(site.name.replace('*', ''), names)}")
+            if len(matches) > MAX_GLOB_SITES:
+                raise ValueError(
+                    f"{site.name!r} matches {len(matches)} layers, more than the {MAX_GLOB_SITES} that a glob may "
+                    f"stand for; name those that you want, for instance {matches[:3]}"
+                )
+            for name in matches:
+                one = _with_sample_axis(model, replace(site, name=name, optional=True))
+                found.setdefault(str(one), one)
+        elif site.name in names:
+            found[str(site)] = _with_sample_axis(model, site)
+        else:
+            raise ValueError(f"there is no layer {site.name!r} in {type(model).__name__}: {_closest(site.name, names)}")
     if not found:
         raise ValueError("layers is empty: name at least one layer, as in model.named_modules()")
     return tuple(found.values())
+
+
+def _with_sample_axis(model: nn.Module, site: Site) -> Site:
+    """With the sample axis that torch's own recurrent layers, attention and encoders say that they have."""
+    if site.sample_axis is not None:
+        return site
+    module = model.get_submodule(site.name)
+    if isinstance(module, nn.RNNBase) and site.side == "output" and site.path[:1] == (1,):
+        return replace(site, sample_axis=1)  # of the last states, whatever batch_first is
+    parts = site.name.split(".")
+    around = [model.get_submodule(".".join(parts[:level])) for level in range(len(parts) + 1)]
+    return replace(site, sample_axis=0 if all(map(_batch_first, around)) else 1)
+
+
+def _batch_first(module: nn.Module) -> bool:
+    """False where everything inside has the samples on axis 1."""
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+        module = module.layers[0]
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        module = module.self_attn
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return bool(module.batch_first)
+    return True
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
@@ -128,83 +146,131 @@ class AxisTracker:
             for handle in handles:
                 handle.remove()
 
-    def axis(self, site: Site, module: nn.Module, output: Tensor) -> int:
-        """The neuron axis of the module's output.
+    def axis(self, site: Site, module: nn.Module, tensor: Tensor) -> int:
+        """The neuron axis of a site's tensor, samples first.
 
         Raises:
-            ValueError: if the output has no neuron axis, or nothing tells which it is.
+            ValueError: if the tensor has no neuron axis, nothing tells which it is, or the groups do not fit into it.
         """
-        if site.axis is not None:
-            given = site.axis % output.ndim if -output.ndim <= site.axis < output.ndim else 0
-            if given == 0:
-                raise ValueError(
-                    f"axis={site.axis} is not a neuron axis of layer {site.name!r}, whose output has shape "
-                    f"{tuple(output.shape)} with the samples on axis 0; choose from 1 to {output.ndim - 1}"
-                )
-            return given
-        if output.ndim < 2:
+        axis = self._axis(site, module, tensor)
+        if tensor.shape[axis] % site.group:
             raise ValueError(
-                f"layer {site.name!r} has an output of shape {tuple(output.shape)}: there is no axis of neurons "
-                "beside the samples; choose a layer whose output is (sample, neuron, ...)"
+                f"layer {site.name!r} has {tensor.shape[axis]} channels, which groups of {site.group} do not divide; "
+                "for attention heads pass the width of one head"
             )
-        if output.ndim == 2:
-            return 1
-        axis = _own_axis(module)
-        axis = self._last if axis is None else axis
-        if axis is None:
+        return axis
+
+    def _axis(self, site: Site, module: nn.Module, tensor: Tensor) -> int:
+        if tensor.ndim < 2:
             raise ValueError(
-                f"cannot tell the neuron axis of layer {site.name!r} ({type(module).__name__}) with an output of shape "
-                f"{tuple(output.shape)}: no linear or convolutional layer ran before it; "
+                f"layer {site.name!r} has an {site.side} of shape {tuple(tensor.shape)}: there is no axis of neurons "
+                f"beside the samples; choose a layer whose {site.side} is (sample, neuron, ...)"
+            )
+        axis, sample_axis = site.axis, site.sample_axis or 0
+        if axis is not None:
+            given = axis % tensor.ndim if -tensor.ndim <= axis < tensor.ndim else sample_axis
+            if given == sample_axis:
+                others = [other for other in range(tensor.ndim) if other != sample_axis]
+                raise ValueError(
+                    f"axis={axis} is not a neuron axis of layer {site.name!r}, whose {site.side} has shape "
+                    f"{tuple(tensor.movedim(0, sample_axis).shape)} with the samples on axis {sample_axis}; choose "
+                    f"from {', '.join(map(str, others))}"
+                )
+            return given + 1 if given < sample_axis else given
+        if tensor.ndim == 2:
+            return 1
+        own = _own_axis(module)
+        own = self._last if own is None else own
+        if own is None:
+            raise ValueError(
+                f"cannot tell the neuron axis of layer {site.name!r} ({type(module).__name__}) with an {site.side} of "
+                f"shape {tuple(tensor.shape)}: no linear or convolutional layer ran before it; "
                 f"pass Site({site.name!r}, axis=...) in layers"
             )
-        return axis % output.ndim
+        return own % tensor.ndim
 
 
 def _own_axis(module: nn.Module) -> int | None:
     return -1 if isinstance(module, _LAST) else 1 if isinstance(module, _SECOND) else None
 
 
-def check_output(site: Site, module: nn.Module, output: object, n_samples: int) -> Tensor:
-    """The output, if neurons can be scored and removed in it.
+def token_axis(ndim: int, axis: int) -> int | None:
+    """The axis of positions, where there is one; samples are on axis 0, neurons on `axis`."""
+    others = [other for other in range(1, ndim) if other != axis]
+    return others[0] if len(others) == 1 else None
+
+
+def chosen_positions(
+    site: Site, activation: Float[Tensor, "sample ..."], axis: int, tokens: Bool[Tensor, "sample token"] | None
+) -> Bool[Tensor, "sample token"] | None:
+    """Which positions of each sample count: the unpadded ones, or the one that the site names. None: all.
+
+    Args:
+        site: names one position, or none.
+        activation: samples first.
+        axis: of its neurons.
+        tokens: True where a token is no padding; ignored where the activations have other positions.
 
     Raises:
-        ValueError: if it is no floating-point tensor with one entry per sample.
+        ValueError: if a position is named and the activations have no one axis of positions, or too short a one.
     """
-    kind = f"layer {site.name!r} ({type(module).__name__})"
-    if not isinstance(output, Tensor):
+    where = token_axis(activation.ndim, axis)
+    length = None if where is None else activation.shape[where]
+    if tokens is not None and tokens.shape[1:] != (length,):
+        tokens = None
+    if site.position is None:
+        return tokens
+    if length is None:
         raise ValueError(
-            f"{kind} returns a {type(output).__name__}, not a tensor; choose a layer inside or behind it that does"
+            f"position={site.position} of layer {site.name!r} needs one axis of positions beside samples and neurons, "
+            f"but its {site.side} has shape {tuple(activation.shape)}"
         )
-    if not output.is_floating_point():
-        raise ValueError(
-            f"{kind} returns integers ({output.dtype}), which have no gradient and no removal; choose a layer behind it"
-        )
-    if not output.ndim or output.shape[0] != n_samples:
-        raise ValueError(
-            f"{kind} has an output of shape {tuple(output.shape)} for a batch of {n_samples} samples; "
-            "its first axis must be the samples"
-        )
-    return output
+    if not -length <= site.position < length:
+        raise ValueError(f"position={site.position} of layer {site.name!r}: it has {length} positions")
+    if tokens is None:
+        tokens = torch.ones(len(activation), length, dtype=torch.bool, device=activation.device)
+    number = tokens.cumsum(1)  # of each token, from 1, padding not counted
+    asked = site.position + 1 if site.position >= 0 else number[:, -1:] + site.position + 1
+    return tokens & (number == asked)
 
 
-def sum_positions(values: Float[Tensor, "sample ..."], axis: int) -> Float[Tensor, "sample neuron"]:
-    """Sum over all axes but the samples and the neurons: space, for a convolution."""
+def sum_positions(
+    values: Float[Tensor, "sample ..."], axis: int, positions: Bool[Tensor, "sample token"] | None = None
+) -> Float[Tensor, "sample channel"]:
+    """Sum over all axes but the samples and the neurons: space, for a convolution.
+
+    Args:
+        values: samples first.
+        axis: of the neurons.
+        positions: True for those that count; None: all.
+    """
     others = [other for other in range(1, values.ndim) if other != axis]
+    if positions is not None:
+        values = values.where(along_positions(positions, axis), 0)
     return values.sum(others) if others else values
 
 
-def along_axis(values: Shaped[Tensor, "*sample neuron"], axis: int, ndim: int) -> Tensor:
-    """Values per neuron, (neuron,) or (sample, neuron), shaped to broadcast against an output of `ndim` axes."""
+def sum_groups(values: Float[Tensor, "sample channel"], group: int) -> Float[Tensor, "sample neuron"]:
+    """Sum over each group of channels, which is one neuron."""
+    return values if group == 1 else values.unflatten(1, (-1, group)).sum(2)
+
+
+def along_axis(values: Shaped[Tensor, "*sample channel"], axis: int, ndim: int) -> Tensor:
+    """Values per channel, (channel,) or (sample, channel), shaped to broadcast against a tensor of `ndim` axes."""
     lead = 1 if values.ndim == 1 else values.shape[0]
     shape = [lead] + [1] * (ndim - 1)
     shape[axis] = values.shape[-1]
     return values.reshape(shape)
 
 
-def n_positions(shape: torch.Size, axis: int) -> int:
-    """How many positions an output of this shape has per sample and neuron."""
-    count = 1
-    for other, size in enumerate(shape):
-        if other not in (0, axis):
-            count *= size
-    return count
+def along_positions(values: Shaped[Tensor, "sample token"], axis: int) -> Shaped[Tensor, "sample _ _"]:
+    """Values per position, shaped to broadcast against a tensor of samples, positions and, on `axis`, neurons."""
+    return values.unsqueeze(axis)
+
+
+def count_positions(activation: Tensor, axis: int, positions: Bool[Tensor, "sample token"] | None) -> Tensor:
+    """How many positions of each sample count."""
+    if positions is not None:
+        return positions.sum(1)
+    count = activation[0].numel() // activation.shape[axis] if len(activation) else 1
+    return torch.full((len(activation),), count, device=activation.device)

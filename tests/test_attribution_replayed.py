@@ -203,7 +203,7 @@ def test_what_they_cost():
 def test_a_score_of_the_users_own_may_ask_for_removals():
     def pairs(batch: SiteBatch):
         """Each neuron together with the first one."""
-        masks = torch.eye(len(batch.baseline), dtype=torch.bool)
+        masks = torch.eye(batch.n_neurons, dtype=torch.bool)
         masks[:, 0] = True
         return batch.suffix.effects(masks).T
 

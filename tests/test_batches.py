@@ -5,15 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_neuroimp.batches import (
+from lightning_neuroimp.batches import forward_logits, split_batch
+from lightning_neuroimp.rows import (
     batch_size,
     bytes_per_sample,
     empty_rows,
     fingerprint,
-    forward_logits,
     set_row,
     signature,
-    split_batch,
     take_rows,
 )
 
@@ -36,15 +35,16 @@ def run(outputs, targets=None, forward_fn=None):
 
 def test_pairs_are_inputs_and_targets():
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0], dtype=torch.int32)
-    logits, classes = forward_logits(nn.Identity(), [x, y], None)
+    logits, classes, _ = forward_logits(nn.Identity(), [x, y], None)
     assert torch.equal(logits, x)
     assert classes.dtype == torch.int64
-    assert split_batch(Pair(1, 2)) == (1, 2)
+    assert split_batch((1, 2)) == (1, 2)
+    assert split_batch(Pair(1, 2)) == ({"image": 1}, 2)
 
 
 def test_anything_else_goes_through_forward_fn():
     batch = {"a": torch.randn(4, 3), "b": torch.arange(4) % 3}
-    logits, classes = forward_logits(nn.Identity(), batch, lambda model, batch: (model(batch["a"]), batch["b"]))
+    logits, classes, _ = forward_logits(nn.Identity(), batch, lambda model, batch: (model(batch["a"]), batch["b"]))
     assert torch.equal(logits, batch["a"])
     assert torch.equal(classes, batch["b"])
 
@@ -57,7 +57,7 @@ def test_half_precision_logits_become_float32():
 @pytest.mark.parametrize(
     ("batch", "received"),
     [
-        ({"x": 1, "y": 2}, "a dict with keys ['x', 'y']"),
+        ({"x": 1, "z": 2}, "a dict with keys ['x', 'z']"),
         ((1, 2, 3), "a tuple of 3"),
         (torch.zeros(3, 2), "a Tensor of shape (3, 2)"),
     ],
@@ -77,16 +77,23 @@ PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.1, 0.9]])
 @pytest.mark.parametrize(
     ("outputs", "targets", "phrases"),
     [
-        ((torch.zeros(4, 2),), None, ["must be a tensor of logits", "a tuple of 1", "pass forward_fn="]),
+        (([1.0],), None, ["must be a tensor of logits", "a list of 1", "pass forward_fn="]),
         (torch.zeros(4, 2, dtype=torch.int64), None, ["floating-point logits", "torch.int64"]),
         (torch.zeros(4, 3, 5), None, ["(sample, class)", "dense or sequence outputs", "(4, 3, 5)"]),
-        (torch.zeros(4), None, ["at least two classes", "(0, f)", "regression output has no classes"]),
-        (torch.zeros(4, 1), None, ["at least two classes", "(4, 1)", "torch.nn.functional.pad"]),
+        (torch.zeros(4), torch.tensor([0.0, 0.5, 2.0, 1.0]), ["one number per sample", "0, 0.5, 1, 2", "regression"]),
+        (torch.zeros(4, 1), torch.arange(4), ["one number per sample", "targets are 0, 1, 2, 3:", "forward_fn="]),
+        (torch.zeros(4, 1), torch.zeros(3), ["at least two classes, or one logit per sample", "(4, 1)"]),
+        (torch.zeros(4, requires_grad=True).sigmoid(), torch.ones(4), ["is a sigmoid's", ".logit(eps=1e-6)"]),
+        (
+            torch.zeros(4, 1, requires_grad=True).sigmoid().squeeze(1),
+            torch.ones(4),
+            ["Explain the model before its sigmoid"],
+        ),
         (PROBABILITIES, None, ["look like probabilities", "logits are needed", ".clamp_min(1e-12).log()"]),
         (torch.zeros(4, 2), [0, 1, 0, 1], ["targets must be a tensor of class numbers", "a list of 4"]),
         (torch.zeros(4, 2), torch.zeros(4, 2), ["one-hot or soft labels", "targets.argmax(1)", "multi-label"]),
         (torch.zeros(4, 2), torch.zeros(4), ["integer class numbers", "torch.float32", "regression target"]),
-        (torch.zeros(4, 2), torch.zeros(4, dtype=torch.bool), ["integer class numbers", "torch.bool"]),
+        (torch.zeros(4, 3), torch.zeros(4, dtype=torch.bool), ["integer class numbers", "torch.bool"]),
         (torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), ["shape (4,)", "(3,)"]),
         (torch.zeros(4, 2), torch.tensor([0, 1, 2, -100]), ["0..1", "from -100 to 2", "drop ignored samples"]),
     ],
@@ -105,15 +112,15 @@ def test_the_remedies_in_the_messages_work():
         torch.nn.functional.pad(model(batch[0]).reshape(-1, 1), (1, 0)),
         batch[1].long().reshape(-1),
     )
-    logits, classes = forward_logits(Outputs(f), (torch.zeros(4, 2), labels), binary)
+    logits, classes, _ = forward_logits(Outputs(f), (torch.zeros(4, 2), labels), binary)
     assert torch.equal(logits.argmax(1) == classes, (f > 0) == (labels == 1))
     log = lambda model, batch: (model(batch[0]).clamp_min(1e-12).log(), batch[1])  # noqa: E731
-    logits, _ = forward_logits(Outputs(PROBABILITIES), (torch.zeros(4, 2), labels.long()), log)
+    logits, _, _ = forward_logits(Outputs(PROBABILITIES), (torch.zeros(4, 2), labels.long()), log)
     torch.testing.assert_close(logits.softmax(1), PROBABILITIES)
 
 
 def test_forward_fn_must_return_a_pair():
-    with pytest.raises(ValueError, match=r"forward_fn must return a tuple \(logits, targets\), got a Tensor"):
+    with pytest.raises(ValueError, match=r"forward_fn must return a tuple \(logits, targets\), or .*, got a Tensor"):
         run(torch.zeros(4, 2), forward_fn=lambda model, batch: torch.zeros(4, 2))
 
 

@@ -7,7 +7,7 @@ from sklearn.datasets import make_blobs
 from torch import nn
 
 from lightning_neuroimp import KMeansClusters, neuron_importance
-from lightning_neuroimp.clusters import agreement, keep_identities
+from lightning_neuroimp.identities import agreement, keep_identities
 from lightning_neuroimp.results import ClusterTable
 
 
@@ -164,7 +164,13 @@ def important(clusters, data=None, model=None, **options):
         (lambda batch: range(21 * 10), ["one integer or string for each"]),
         (KMeansClusters(600), ["n_clusters=600 is more than the 597 probe samples", "ask for fewer clusters"]),
         (KMeansClusters(3, embedding="7"), ["no layer '7'"]),
-        ("kmeans", ["clusters must be 'labels', KMeansClusters(n_clusters), or a callable", "got 'kmeans'"]),
+        (
+            "kmeans",
+            [
+                "clusters must be 'labels', 'predictions', a mapping from classes to groups, KMeansClusters(8), or a callable",
+                "got 'kmeans'",
+            ],
+        ),
     ],
 )
 def test_clusters_that_cannot_be_made(clusters, phrases):
@@ -179,7 +185,8 @@ def test_too_many_labels_or_groups():
     model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 21))
     for clusters in ("labels", lambda batch: batch[1]):
         with pytest.raises(
-            ValueError, match=r"there are (at least )?21 clusters, more than 20: group them with a callable"
+            ValueError,
+            match=r"there are (at least )?21 clusters, more than 20: look at some classes with classes=.*group them with a mapping",
         ):
             important(clusters, data, model)
     assert len(important(lambda batch: batch[1] // 10, data, model).clusters.ids) == 3

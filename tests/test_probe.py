@@ -90,7 +90,7 @@ def test_bytes_are_bounded_while_the_stream_runs():
     for batch in stream(1000):
         sampler.add(batch)
         assert sampler._bytes <= 1600
-        assert len(sampler._heap) <= 100
+        assert sampler._count <= 100
     assert len(sampler.close()) == 100
 
 
@@ -107,7 +107,7 @@ def test_many_shapes_do_not_hold_more_than_the_bound():
     for length in range(1, 200):
         sampler.add((torch.zeros(3, length),))
         assert sampler._bytes <= 8000
-        assert len(sampler._blocks) <= len(sampler._heap)
+        assert len(sampler._blocks) <= sampler._count
         assert sum(4 * block.rows[0].numel() for block in sampler._blocks.values()) <= 2 * 8000
     probe = sampler.close()
     assert sum(batch[0].numel() for batch, _ in probe.batches()) <= 2000

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_neuroimp import Removal
+from lightning_neuroimp import Removal, Site
 from lightning_neuroimp.removal import TARGETS, check_baseline, check_target, remove, target_values
 
 LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
@@ -39,7 +39,9 @@ def test_targets_of_the_users_own():
         target_values(lambda logits, classes: logits, LOGITS, CLASSES)
     with pytest.raises(ValueError, match=r"target must be one of \['log_probability', .*\] or a callable.*got 'loss'"):
         check_target("loss")
-    with pytest.raises(ValueError, match=r"baseline must be one of \['zero', 'mean'\], got 'median'"):
+    with pytest.raises(
+        ValueError, match=r"baseline must be one of \['zero', 'mean', 'resample'\] or a finite number, got 'median'"
+    ):
         check_baseline("median")
 
 
@@ -50,7 +52,7 @@ def test_removal_chooses_like_where_and_keeps_the_layout(kind, baseline, layout)
     h = torch.randn(4, 3, 5, 6)
     h[0, 0, 0, 0], h[1, 1, 1, 1], h[2, 2, 2, 2] = torch.nan, torch.inf, -0.0
     h = h.to(kind).contiguous(memory_format=layout)
-    removal = Removal("site", 1, "mean", np.full(3, baseline), "margin")
+    removal = Removal(Site("site"), 1, "mean", np.full(3, baseline), "margin")
     for rows in (1, 4):
         mask = torch.rand(rows, 3) < 0.5
         expected = torch.where(mask[:, :, None, None], torch.tensor(baseline).to(kind), h)
@@ -65,7 +67,7 @@ def test_removal_chooses_like_where_and_keeps_the_layout(kind, baseline, layout)
 @pytest.mark.parametrize("axis", [1, 3])
 def test_removal_sets_masked_neurons_at_all_positions(axis):
     h = torch.randn(2, 3, 4, 3)
-    removal = Removal("site", axis, "mean", np.array([5.0, 6.0, 7.0]), "margin")
+    removal = Removal(Site("site"), axis, "mean", np.array([5.0, 6.0, 7.0]), "margin")
     mask = torch.tensor([[True, False, True], [False, False, True]])
     out = remove(h, removal, mask)
     moved, before = out.movedim(axis, 1), h.movedim(axis, 1)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import CASES
 
-from lightning_neuroimp import Removal, undisturbed
+from lightning_neuroimp import Removal, Site, undisturbed
 from lightning_neuroimp.recorder import Recorder
 from lightning_neuroimp.removal import remove
 from lightning_neuroimp.replay import Replayer, ablate
@@ -43,7 +43,7 @@ def removal_at(model, site, forward, batch, baseline=0.3):
         forward(batch)
     handle.remove()
     axis = 1 if len(shape) in (2, 4) else 2
-    return Removal(site, axis, "mean", torch.full((shape[axis],), baseline).double().numpy(), "margin")
+    return Removal(Site(site), axis, "mean", torch.full((shape[axis],), baseline).double().numpy(), "margin")
 
 
 def copies(batch):
@@ -264,7 +264,7 @@ def test_what_cannot_be_replayed_runs_in_full_passes_and_says_why(act):
         forwards.append(None)
         return model(batch), torch.arange(6) % 4
 
-    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     replayer = Replayer(model, forward, removal)
     with undisturbed(model), torch.no_grad():
         match = rf"layer 'site': each ablation runs the whole network .*slower and gives the same: {FALLBACKS[act]}"
@@ -285,7 +285,7 @@ def test_another_way_through_the_model_is_tried_too():
     """Short batches are computed in sight, long ones in a thread."""
     torch.manual_seed(0)
     model = Behind(lambda h: in_a_thread(h) if len(h) > 6 else torch.tanh(h)).eval()
-    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     mask = torch.arange(8)[None] < 3
     with undisturbed(model), torch.no_grad():
@@ -317,7 +317,7 @@ def test_a_trial_that_proves_nothing_is_made_again(kind):
             head.bias.fill_(30)
     if kind == "bf16":
         model, first, second = model.bfloat16(), first.bfloat16(), second.bfloat16()
-    removal = Removal("1", 1, "zero", np.zeros(site.out_features), "margin")
+    removal = Removal(Site("1"), 1, "zero", np.zeros(site.out_features), "margin")
     replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         with pytest.warns(UserWarning, match="differs from the same in a full pass"):
@@ -336,7 +336,7 @@ def test_a_trial_that_the_model_refuses():
         return h
 
     model, batch = Behind(picky).eval(), torch.randn(6, 5)
-    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         with pytest.warns(UserWarning, match="a random ablation fails in a full pass .ValueError: too many zeros"):
@@ -374,7 +374,7 @@ def test_more_that_is_replayed(kind):
         "rows kept": lambda h: h + len(kept(h)),
     }
     model, batch = Behind(acts[kind]).eval(), torch.randn(6, 5)
-    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         replay = replayer.record(batch)
@@ -394,7 +394,7 @@ def test_more_that_is_replayed(kind):
 def test_a_replay_is_freed_with_its_last_name():
     """No cycle that keeps a batch's tensors until Python looks for cycles."""
     model = Behind(torch.tanh).eval()
-    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     gc.collect()
     gc.disable()
@@ -428,7 +428,7 @@ def test_values_that_change_later_are_noticed():
     torch.manual_seed(0)
     model = Behind(lambda h: h if h.abs().sum() > 0 else h + 1).eval()
     batch = torch.randn(6, 5)
-    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         replay = replayer.record(batch)
@@ -451,7 +451,7 @@ def test_a_batch_that_does_not_reach_the_site():
             return self.head(self.site(x) if len(x) > 3 else x)
 
     model = Sometimes().eval()
-    removal = Removal("site", 1, "zero", np.zeros(5), "margin")
+    removal = Removal(Site("site"), 1, "zero", np.zeros(5), "margin")
     replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     mask = torch.ones(1, 5) > 0
     with undisturbed(model), torch.no_grad():
@@ -464,7 +464,7 @@ def test_a_batch_that_does_not_reach_the_site():
 
 def test_targets_that_depend_on_the_site():
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    removal = Removal("0", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("0"), 1, "zero", np.zeros(8), "margin")
 
     def forward(batch):
         logits = model(batch)
@@ -514,7 +514,7 @@ def test_in_place_layers_behind_the_site_do_not_overwrite_what_is_replayed():
 
 def test_a_site_that_is_called_twice_is_refused():
     model, forward, batch = build(CASES["shared"])
-    removal = Removal("again", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("again"), 1, "zero", np.zeros(8), "margin")
     with undisturbed(model), pytest.raises(ValueError, match="layer 'again' is called several times"):
         Replayer(model, forward, removal).record(batch)
     assert not model.again._forward_hooks
@@ -522,7 +522,7 @@ def test_a_site_that_is_called_twice_is_refused():
 
 def test_errors_of_the_model_are_its_own():
     model = Behind(lambda h: h @ torch.ones(3)).eval()
-    removal = Removal("site", 1, "zero", np.zeros(8), "margin")
+    removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     replayer = Replayer(model, lambda batch: (model(batch), None), removal)
     with undisturbed(model), pytest.raises(RuntimeError, match="size mismatch"):
         replayer.record(torch.randn(6, 5))
@@ -597,7 +597,9 @@ def test_gradients_that_a_tape_cannot_give_come_from_full_passes(act):
     torch.manual_seed(0)
     model = Behind(act).eval()
     batch, classes = torch.randn(6, 5), torch.zeros(6, dtype=torch.long)
-    replayer = Replayer(model, lambda batch: (model(batch), classes), Removal("site", 1, "zero", np.zeros(8), "margin"))
+    replayer = Replayer(
+        model, lambda batch: (model(batch), classes), Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
+    )
     with undisturbed(model):
         replay = replayer.record(batch)
         assert replayer.reason is None  # its values are right
@@ -668,7 +670,7 @@ def test_random_programs_replay_bit_for_bit(before, behind, seed):
     model = Program(before, behind).eval()
     generator = torch.Generator().manual_seed(seed)
     batch = torch.randn(6, 6, generator=generator)
-    removal = Removal("site", 1, "mean", np.full(6, 0.25), "margin")
+    removal = Removal(Site("site"), 1, "mean", np.full(6, 0.25), "margin")
 
     def forward(batch):
         return model(batch), torch.zeros(6, dtype=torch.long)

@@ -71,7 +71,7 @@ class Odd(nn.Module):
     def __init__(self):
         super().__init__()
         self.twice = nn.Linear(2, 2)
-        self.pair = nn.LSTM(2, 2, batch_first=True)
+        self.pair = Both()
         self.number = nn.Embedding(3, 2)
         self.index = Index()
         self.total = Total()
@@ -82,11 +82,16 @@ class Odd(nn.Module):
 
     def forward(self, x):
         h = self.twice(self.twice(x))
-        h = self.pair(h[:, None])[0][:, 0] + self.number(self.index(x))
+        h = self.pair(h)[0] + self.number(self.index(x))
         self.total(h), self.reshaped(h)
         with torch.no_grad():
             self.frozen(h)
         return self.head(h)
+
+
+class Both(nn.Module):
+    def forward(self, x):
+        return x.tanh(), x.sigmoid()
 
 
 class Index(nn.Module):
@@ -105,9 +110,9 @@ class Rearranged(nn.Module):
 
 
 REASONS = {
-    "twice": ["'twice' is called several times in one forward pass", "choose a layer that is called once"],
-    "pair": ["'pair' (LSTM) returns a tuple, not a tensor"],
-    "index": ["'index' (Index) returns integers (torch.int64)", "choose a layer behind it"],
+    "twice": ["'twice' is called several times in one forward pass", "or choose a layer that is called once"],
+    "pair": ["'pair' (Both) has several tensors as its output, (Tensor 3 x 2, Tensor 3 x 2)", "item=0), or 1"],
+    "index": ["'index' (Index) has an output of integers (torch.int64)", "choose a layer behind it"],
     "total": ["'total' has an output of shape (3,)", "no axis of neurons"],
     "unused": ["'unused' was not called in the model's forward pass"],
     "reshaped": ["'reshaped' (Rearranged) has an output of shape (2, 3) for a batch of 3 samples"],
@@ -161,5 +166,5 @@ def test_an_axis_that_nothing_tells():
     with pytest.raises(ValueError, match=r"cannot tell the neuron axis of layer '0' \(ReLU\).*Site\('0', axis=...\)"):
         neuron_importance(model, data, layers="0", clusters=lambda batch: [0] * 4)
     assert neuron_importance(model, data, layers=[Site("0", axis=-1)])["0"].removal.axis == 2
-    with pytest.raises(ValueError, match=r"axis=0 is not a neuron axis of layer '0'.*choose from 1 to 2"):
+    with pytest.raises(ValueError, match=r"axis=0 is not a neuron axis of layer '0'.*choose from 1, 2"):
         neuron_importance(model, data, layers=[Site("0", axis=0)])

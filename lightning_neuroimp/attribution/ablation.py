@@ -12,5 +12,5 @@ def leave_one_out(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
 
     Takes one replay of what follows the site for each neuron.
     """
-    every = torch.eye(len(batch.baseline), dtype=torch.bool, device=batch.activation.device)
+    every = torch.eye(batch.n_neurons, dtype=torch.bool, device=batch.activation.device)
     return batch.suffix.effects(every).T

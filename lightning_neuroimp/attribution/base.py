@@ -40,7 +40,7 @@ class Attribution:
             ValueError: if the function's outcome is not one score per sample and neuron.
         """
         scores = self.score(site_batch)
-        expected = (len(site_batch.activation), len(site_batch.baseline))
+        expected = (len(site_batch.activation), site_batch.n_neurons)
         if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
             got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
             raise ValueError(

@@ -47,14 +47,14 @@ def masked_gradient(batch: SiteBatch, steps: int = STEPS, q_max: float = 0.5) ->
         q_max: the largest probability of removal.
     """
     site_seed = batch.seed + crc32(batch.site.encode())
-    n_samples, n_neurons = len(batch.activation), len(batch.baseline)
+    n_samples, n_neurons = len(batch.activation), batch.n_neurons
     probability = (np.arange(steps) + np.random.default_rng(site_seed).random(steps)) / steps * q_max
     # one number for each sample and neuron, whatever the batches are
     pair = sample_keys(batch.index, site_seed)[:, None] + np.arange(n_neurons, dtype=np.uint64)
     total = torch.zeros_like(batch.activation)
     for step in range(steps):
         uniform = sample_keys(pair.view(np.int64).reshape(-1), step).reshape(n_samples, n_neurons) / 2.0**64
-        removed = torch.from_numpy(uniform < probability[step]).to(batch.activation)
+        removed = torch.from_numpy(uniform < probability[step]).to(batch.activation).repeat_interleave(batch.group, 1)
         shaped = along_axis(removed, batch.axis, batch.activation.ndim)
         total += _gradient(batch, batch.activation - shaped * batch.deviation)
     return batch.sum_positions(batch.deviation * total / steps)

@@ -3,8 +3,9 @@
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_neuroimp.removal import TargetFn, target_values
@@ -23,14 +24,15 @@ class Suffix:
         replayer: of the model and the removal.
         batch: on the host.
         target: the scalar explained per sample.
+        numbers: of the samples in the stream.
     """
 
-    def __init__(self, replayer: Replayer, batch: Any, target: TargetFn) -> None:
-        self._replayer, self._batch, self._target = replayer, batch, target
+    def __init__(self, replayer: Replayer, batch: Any, target: TargetFn, numbers: Int[np.ndarray, " sample"]) -> None:
+        self._replayer, self._batch, self._target, self._numbers = replayer, batch, target, numbers
 
     @cached_property
     def _replay(self) -> Replay:
-        return self._replayer.record(self._batch)
+        return self._replayer.record(self._batch, self._numbers)
 
     def target(self, activation: Float[Tensor, "sample *rest"]) -> Float[Tensor, " sample"]:
         """Each sample's target with other activations; differentiable where these require a gradient."""

@@ -16,5 +16,5 @@ def random(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
     Independent scores per half would be another null than the random control's, whose orders are shared by the halves.
     """
     generator = np.random.default_rng([batch.seed, crc32(batch.site.encode()), 1])
-    scores = torch.from_numpy(generator.standard_normal(len(batch.baseline)))
+    scores = torch.from_numpy(generator.standard_normal(batch.n_neurons))
     return scores.to(batch.activation).expand(len(batch.activation), -1)

@@ -4,7 +4,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,23 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_neuroimp import report
+from lightning_neuroimp.ablation import ablation_faithfulness
 from lightning_neuroimp.agreement import Agreement, agreement
 from lightning_neuroimp.attribution import resolve_attributions
-from lightning_neuroimp.batches import batch_size as samples_in
 from lightning_neuroimp.callbacks.bars import say, trainer_progress
 from lightning_neuroimp.callbacks.cost import CostKeeper
 from lightning_neuroimp.callbacks.loggers import log_everywhere, log_folder, metrics, results_file, step_of
 from lightning_neuroimp.callbacks.processes import MISTAKES, failing_together, gather_objects, sample_numbers
-from lightning_neuroimp.clusters import KMeansClusters, check_clusters
+from lightning_neuroimp.clusters import ClassClusters, KMeansClusters, check_clusters, class_numbers
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.probe import ProbeSampler, ProbeSet
 from lightning_neuroimp.randomisation import weight_randomisation
-from lightning_neuroimp.removal import check_baseline, check_target
-from lightning_neuroimp.results import Results
-from lightning_neuroimp.sites import Site, find_sites
-from lightning_neuroimp.study import ablation_faithfulness, neuron_importance
+from lightning_neuroimp.removal import check_baseline, check_target, check_target_class
+from lightning_neuroimp.results import Results, Site
+from lightning_neuroimp.rows import batch_size as samples_in
+from lightning_neuroimp.rows import unpacked
+from lightning_neuroimp.sites import find_sites
+from lightning_neuroimp.study import neuron_importance
 
 
 class NeuronImportance(Callback):
@@ -47,14 +49,17 @@ class NeuronImportance(Callback):
     Args:
         layers: names or globs (`*` one level, `**` all) as in `model.named_modules()`; their outputs' channels are the
             neurons. Choose activations rather than the linear layers before them.
-        clusters: "labels", `KMeansClusters(...)`, or a callable `batch -> one integer or string per sample`.
-        attribution: "gradient_x_activation", "gradient", "activation", "random", a callable
-            `SiteBatch -> (sample, neuron) scores`, or several of these.
+        clusters: "labels", "predictions", a mapping from classes to groups, `KMeansClusters(...)`, or a callable
+            `batch -> one integer or string per sample`.
+        attribution: "gradient_x_activation", "gradient", "activation", "integrated_gradients", "masked_gradient",
+            "leave_one_out", "random", a callable `SiteBatch -> (sample, neuron) scores`, or several of these.
         target: scalar explained per sample: "margin", "logit", "log_probability", "probability", or a callable
             `(logits, classes) -> (sample,)`.
-        baseline: what a removed neuron is set to: "zero", or "mean" over the probe set.
+        baseline: what a removed neuron is set to: "zero", "mean" over the probe set, "resample" (what another sample
+            has), or a number.
         faithfulness: how ablation is measured; None: no ablation.
-        forward_fn: `forward_fn(module, batch) -> (logits, targets)` for batches other than `(inputs, targets)`.
+        forward_fn: `forward_fn(module, batch) -> (logits, targets)` for batches and models that cannot be told apart;
+            or `-> (logits, targets, tokens)`, with tokens true where a token is no padding.
         max_samples: bound of the probe set, over all processes.
         max_bytes: bound of the probe set in host memory, per process.
         batch_size: of our passes; by default that of the validation loader.
@@ -64,6 +69,16 @@ class NeuronImportance(Callback):
         on_error: what an exception in a measurement does: "warn" goes on training and marks the measurement as
             missing, "raise" stops. Mistakes in the arguments stop in any case, at the latest in the first measurement.
         results_dir: folder for a results file per measurement; by default `neuroimp` in the first logger's folder.
+        target_class: whose target is explained: of each sample's "label", of the class "predicted" for it, or of one
+            class for all, by its number.
+        classes: only samples with these labels (numbers, or names in `class_names`) are drawn and clustered.
+        class_names: of all classes, for tables.
+        groups: `batch -> one integer or string per sample`; samples with equal values, such as patients, are never
+            divided between the halves of a cluster.
+        stratify: True: the probe set holds as many samples of each label as there is room for; or a callable,
+            `batch -> one integer or string per sample`.
+        describe_sample: `sample -> text or picture` for the samples that are shown; by default pictures for inputs
+            that look like some, values for others. Pictures are arrays or tensors, (height, width) or with channels.
 
     Raises:
         MisconfigurationException: if an argument is invalid.
@@ -78,11 +93,11 @@ class NeuronImportance(Callback):
 
     def __init__(
         self,
-        layers: str | Sequence[str | Site],
-        clusters: str | KMeansClusters | Callable[..., Any] = "labels",
+        layers: str | Site | Sequence[str | Site],
+        clusters: str | dict[Any, Any] | KMeansClusters | Callable[..., Any] = "labels",
         attribution: str | Sequence[str | Callable[..., Any]] | Callable[..., Any] = "gradient_x_activation",
         target: str | Callable[..., Any] = "margin",
-        baseline: str = "zero",
+        baseline: str | float = "zero",
         faithfulness: AblationFaithfulness | None = AblationFaithfulness(),  # noqa: B008 (frozen)
         forward_fn: Callable[..., Any] | None = None,
         max_samples: int = 1024,
@@ -93,6 +108,12 @@ class NeuronImportance(Callback):
         seed: int = 0,
         on_error: str = "warn",
         results_dir: str | os.PathLike[str] | None = None,
+        target_class: str | int = "label",
+        classes: Sequence[int | str] | None = None,
+        class_names: Sequence[str] = (),
+        groups: Callable[..., Any] | None = None,
+        stratify: bool | Callable[..., Any] = False,
+        describe_sample: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         self.layers, self.clusters, self.attribution = layers, clusters, attribution
@@ -100,6 +121,8 @@ class NeuronImportance(Callback):
         self.forward_fn, self.max_samples, self.max_bytes = forward_fn, max_samples, max_bytes
         self.batch_size, self.every_n_epochs, self.name = batch_size, every_n_epochs, name
         self.seed, self.on_error, self.results_dir = seed, on_error, results_dir
+        self.target_class, self.classes, self.class_names = target_class, classes, class_names
+        self.groups, self.stratify, self.describe_sample = groups, stratify, describe_sample
         try:
             self._check_arguments()
         except (ValueError, TypeError) as error:
@@ -114,7 +137,13 @@ class NeuronImportance(Callback):
         attributions = resolve_attributions(self.attribution)
         check_target(self.target)
         check_baseline(self.baseline)
-        ProbeSampler(self.max_samples, self.max_bytes, self.seed)
+        check_target_class(self.target_class)
+        self._new_sampler()
+        if isinstance(self.clusters, str | Mapping):
+            ClassClusters(self.clusters, self.class_names)
+        for name, function in (("groups", self.groups), ("describe_sample", self.describe_sample)):
+            if function is not None and not callable(function):
+                raise ValueError(f"{name} must be a callable, got {function!r}")
         if self.faithfulness is not None and not isinstance(self.faithfulness, AblationFaithfulness):
             raise ValueError(f"faithfulness must be AblationFaithfulness(...) or None, got {self.faithfulness!r}")
         for name, value in (("every_n_epochs", self.every_n_epochs), ("batch_size", self.batch_size)):
@@ -127,6 +156,15 @@ class NeuronImportance(Callback):
         self._gradients = any(attribution.needs_gradient for attribution in attributions)
         self._n_attributions = len(attributions)
         self._extra = [f"{one.name}, at each layer: {one.cost}" for one in attributions if one.cost]
+
+    def _new_sampler(self) -> ProbeSampler:
+        return ProbeSampler(
+            self.max_samples,
+            self.max_bytes,
+            self.seed,
+            stratify=self.stratify,
+            classes=class_numbers(self.classes, self.class_names),
+        )
 
     def _reset(self) -> None:
         """Forget the run, not its results."""
@@ -200,7 +238,7 @@ class NeuronImportance(Callback):
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._open(pl_module)
         if self._enabled and self._probe is None and not trainer.sanity_checking:
-            self._sampler = ProbeSampler(self.max_samples, self.max_bytes, self.seed)
+            self._sampler = self._new_sampler()
             self._seen = {}
 
     def _open(self, pl_module: "pl.LightningModule") -> None:
@@ -216,7 +254,7 @@ class NeuronImportance(Callback):
             len(sites),
             self._n_attributions,
             self.max_samples,
-            surveyed=isinstance(self.clusters, KMeansClusters) or self.baseline == "mean",
+            surveyed=isinstance(self.clusters, KMeansClusters) or self.baseline in ("mean", "resample"),
             gradients=self._gradients,
             extra=self._extra,
         )
@@ -238,7 +276,7 @@ class NeuronImportance(Callback):
         elif self._sampler is not None:
             # before the step, which may take the batch apart
             try:
-                size = samples_in(batch)
+                size = samples_in(unpacked(batch))
                 start = self._seen.get(dataloader_idx, 0)
                 self._sampler.add(batch, sample_numbers(trainer, dataloader_idx, start, size))
             except ValueError as error:
@@ -257,7 +295,7 @@ class NeuronImportance(Callback):
     ) -> None:
         if trainer.sanity_checking and self._cost is not None:
             try:
-                self._cost.close_step(samples_in(batch))
+                self._cost.close_step(samples_in(unpacked(batch)))
             except ValueError:
                 return  # the first real validation will say what is wrong with the batch
 
@@ -317,7 +355,11 @@ class NeuronImportance(Callback):
             clusters=self.clusters,
             attribution=self.attribution,
             target=self.target,
+            target_class=self.target_class,
             baseline=self.baseline,
+            classes=self.classes,
+            class_names=self.class_names,
+            groups=self.groups,
             forward_fn=self.forward_fn,
             batch_size=self.batch_size,
             seed=self.seed,
