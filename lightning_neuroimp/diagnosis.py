@@ -9,6 +9,9 @@ MIN_HALF = 16
 
 LEVEL, WEAK = 0.05, 0.05
 
+FAR = 2
+"""A baseline more standard deviations than this from a neuron's mean lies outside of what the neuron does."""
+
 
 def verdict(p_value: float, p_value_worse: float, relative_gap: float, smallest_half: int) -> Verdict:
     """Whether removal bears a ranking out.

@@ -271,11 +271,9 @@ class Replayer:
         site = self.removal.where
 
         def visit(module: nn.Module, value: Any) -> Any:
-            tap.check_single()
             return write(site, module, value, replace(read(site, module, value)))
 
-        tap = Tap(site, visit)
-        with tap.attach(self.model):
+        with Tap(site, visit, single=True).attach(self.model):
             yield
 
     def give_up(self, reason: str) -> None:

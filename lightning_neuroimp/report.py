@@ -7,8 +7,9 @@ from tabulate import tabulate
 
 from lightning_neuroimp import statistics
 from lightning_neuroimp.agreement import agreement
-from lightning_neuroimp.diagnosis import LEVEL, MIN_HALF
-from lightning_neuroimp.results import Comparison, Importance, Results
+from lightning_neuroimp.diagnosis import FAR, LEVEL, MIN_HALF
+from lightning_neuroimp.exemplars import top_neurons
+from lightning_neuroimp.results import Comparison, Importance, Results, SiteActivity
 
 TOP = 5
 
@@ -174,6 +175,7 @@ def _remarks(results: Results, one: Importance) -> list[str]:
         lines[-1] += (
             f" Their top {one.reliability.k} overlap by {overlap:.2f} (by chance {one.reliability.top_chance:.2f})."
         )
+    lines += _activity_remarks(results, one)
     for randomised in results.randomisations:
         if (randomised.site, randomised.attribution) == (one.site, one.attribution):
             mean = statistics.weighted_mean(randomised.rank_correlation, results.clusters.size)
@@ -184,6 +186,30 @@ def _remarks(results: Results, one: Importance) -> list[str]:
     if one.drift is not None and not np.isnan(agreed.stability):
         lines.append(f"Rank correlation with epoch {one.drift.epoch}: {agreed.stability:.2f}.")
     return lines
+
+
+def _activity_remarks(results: Results, one: Importance) -> list[str]:
+    """Which samples drive the top neurons, and whether the baseline lies among the activations; once per site."""
+    if results[one.site] is not one or one.site not in [activity.site for activity in results.activities]:
+        return []
+    activity, lines = results.activity(one.site), []
+    driven = [
+        f"{neuron}: {' '.join(map(str, _driving(activity, neuron)))}" for neuron in top_neurons(results, one.site, TOP)
+    ]
+    if driven:
+        lines.append(f"Samples that drive top neurons most: {'; '.join(driven)}.")
+    away = activity.distance(one.removal.baseline_value)
+    far, known = int((away > FAR).sum()), int(np.isfinite(away).sum())
+    if known and far > known / 2:
+        lines.append(
+            f"The baseline ({one.removal.baseline}) lies more than {FAR} standard deviations from the mean of {far} of "
+            f"{known} channels that vary: to set neurons to it is not to remove what they tell; try baseline='mean'."
+        )
+    return lines
+
+
+def _driving(activity: SiteActivity, neuron: int) -> list[int]:
+    return [sample for sample in activity.top_samples[neuron].tolist() if sample >= 0][:3]
 
 
 def _comparison(one: Comparison) -> str:

@@ -54,7 +54,7 @@ def take_rows(batch: Any, rows: Int[Tensor, " row"], size: int | None) -> Any:
         return batch.kind.from_data_list([batch[row] for row in rows.tolist()])
     if _is_column(batch, size):
         return [batch[row] for row in rows.tolist()]
-    return _map(lambda part: take_rows(part, rows, size), batch)
+    return map_parts(lambda part: take_rows(part, rows, size), batch)
 
 
 def empty_rows(batch: Any, size: int | None, n_rows: int) -> Any:
@@ -68,7 +68,7 @@ def empty_rows(batch: Any, size: int | None, n_rows: int) -> Any:
         return _Packed([None] * n_rows, batch.kind)
     if _is_column(batch, size):
         return _Column([None] * n_rows)
-    return _map(lambda part: empty_rows(part, size, n_rows), batch)
+    return map_parts(lambda part: empty_rows(part, size, n_rows), batch)
 
 
 def set_row(rows: Any, place: int, batch: Any, row: int, size: int | None) -> None:
@@ -125,7 +125,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch.to(device, copy=True)
     if _packs(batch):
         return type(batch).from_data_list([copy.copy(graph).to(device) for graph in batch.to_data_list()])
-    return _map(lambda part: to_device(part, device), batch)
+    return map_parts(lambda part: to_device(part, device), batch)
 
 
 def _collect_sizes(batch: Any, sizes: set[int]) -> None:
@@ -197,7 +197,8 @@ def _is_column(batch: Any, size: int | None) -> bool:
     )
 
 
-def _map(function: Callable[[Any], Any], batch: Any) -> Any:
+def map_parts(function: Callable[[Any], Any], batch: Any) -> Any:
+    """A copy of a container with a function applied to each part; anything else as it is."""
     if isinstance(batch, Mapping):
         parts = {key: function(part) for key, part in batch.items()}
         if type(batch) is dict or not isinstance(batch, MutableMapping):

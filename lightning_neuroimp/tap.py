@@ -28,11 +28,12 @@ class Tap:
         site: which module, which side, which call.
         visit: is given the module and its output, or its `Inputs`, and returns what shall take their place (None: they
             stay). Where the site names no call, it is called each time.
+        single: refuse a second call between two resets where the site names none.
     """
 
-    def __init__(self, site: Site, visit: Callable[[nn.Module, Any], Any]) -> None:
+    def __init__(self, site: Site, visit: Callable[[nn.Module, Any], Any], *, single: bool = False) -> None:
         self.site, self.calls = site, 0
-        self._visit = visit
+        self._visit, self._single = visit, single
 
     def reset(self) -> None:
         """Another forward pass begins."""
@@ -55,6 +56,8 @@ class Tap:
 
     def _called(self, module: nn.Module, value: Any) -> Any:
         self.calls += 1
+        if self._single:
+            self.check_single()
         if self.site.call is None or self.calls == self.site.call + 1:
             return self._visit(module, value)
         return None

@@ -31,14 +31,15 @@ class Watch:
         self.skipped: dict[str, str] = {}
         self._n_samples = 0
         self._recording = False
-        self._taps = {name: Tap(site, partial(self._visit, name)) for name, site in self.sites.items()}
+        self._taps: dict[str, Tap] = {}
 
     @contextmanager
     def attach(self, model: nn.Module) -> Iterator[None]:
         """Hold the hooks inside this context."""
         with ExitStack() as stack:
-            for tap in self._taps.values():
-                stack.enter_context(tap.attach(model))
+            stack.callback(self._taps.clear)
+            for name, site in self.sites.items():
+                self._taps[name] = stack.enter_context(Tap(site, partial(self._visit, name)).attach(model))
             stack.callback(self.outputs.clear)
             yield
 

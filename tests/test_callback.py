@@ -348,7 +348,7 @@ class Broken(Classifier):
     ("model", "options", "phrase"),
     [
         (Broken("probabilities"), {}, "look like probabilities"),
-        (Broken("regression"), {}, "at least two classes"),
+        (Broken("regression"), {}, "one number per sample.*regression output has no classes"),
         (Classifier(), {"clusters": KMeansClusters(900)}, "n_clusters=900 is more than the 320 probe samples"),
         (Classifier(), {"clusters": lambda batch: batch[1] / 3}, "one integer or string for each"),
         (Classifier(), {"layers": ["head", "encoder"], "target": lambda f, y: f}, "one scalar per sample"),
@@ -373,13 +373,16 @@ def test_mistakes_stop_at_the_first_measurement(tmp_path, model, options, phrase
 @pytest.mark.parametrize(
     ("options", "phrase"),
     [
-        ({"clusters": "kmeans"}, "clusters must be 'labels', KMeansClusters"),
-        ({"clusters": KMeansClusters}, "clusters must be 'labels', KMeansClusters"),
+        ({"clusters": "kmeans"}, "clusters must be 'labels', 'predictions', .*, KMeansClusters"),
+        ({"clusters": KMeansClusters}, "clusters must be 'labels', 'predictions', .*, KMeansClusters"),
         ({"attribution": "saliency"}, r"attribution must be among \['activation', .*got 'saliency'"),
         ({"attribution": []}, "attribution is empty"),
         ({"attribution": ["gradient", "gradient"]}, "attributions must have different names"),
         ({"target": "loss"}, "target must be one of"),
-        ({"baseline": "median"}, r"baseline must be one of \['zero', 'mean'\], got 'median'"),
+        (
+            {"baseline": "median"},
+            r"baseline must be one of \['zero', 'mean', 'resample'\] or a finite number, got 'median'",
+        ),
         ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
         ({"max_bytes": 0}, "max_bytes must be at least 1, got 0"),
         ({"seed": -1}, r"seed must be from 0 to 2\*\*32 - 1, got -1"),

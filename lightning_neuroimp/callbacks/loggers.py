@@ -1,7 +1,7 @@
 """Measurements to loggers, metrics and files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import numpy as np
 
 from lightning_neuroimp.agreement import Agreement, agreement
+from lightning_neuroimp.callbacks.processes import gather_objects
+from lightning_neuroimp.exemplars import Description
 from lightning_neuroimp.results import Results
 from lightning_neuroimp.tensorboard.summaries import cluster_tags, site_tag, tag, write_summaries
 
@@ -71,17 +73,32 @@ def step_of(trainer: "pl.Trainer") -> int:
 
 
 def log_everywhere(
-    trainer: "pl.Trainer", results: Results, name: str, step: int, history: Sequence[Agreement] = ()
+    trainer: "pl.Trainer",
+    results: Results,
+    name: str,
+    step: int,
+    history: Sequence[Agreement] = (),
+    described: Mapping[int, Description] | None = None,
 ) -> None:
     """Scalars per cluster to every logger; histograms, pictures and tables to those that take them."""
     for logger in trainer.loggers:
         logger.log_metrics(cluster_scalars(results, name), step)
         writer = getattr(logger, "experiment", None)
-        if all(hasattr(writer, kind) for kind in ("add_histogram", "add_image", "add_text")):
-            write_summaries(writer, results, name, step, history)
+        if _is_writer(writer):
+            write_summaries(writer, results, name, step, history, described)
             flush = getattr(writer, "flush", None)
             if flush is not None:
                 flush()
+
+
+def takes_pictures(trainer: "pl.Trainer") -> bool:
+    """Whether a logger of the first process takes pictures."""
+    mine = any(_is_writer(getattr(logger, "experiment", None)) for logger in trainer.loggers)
+    return bool(gather_objects(mine)[0])
+
+
+def _is_writer(writer: Any) -> bool:
+    return all(hasattr(writer, kind) for kind in ("add_histogram", "add_image", "add_text"))
 
 
 def log_folder(logger: Any) -> str | None:

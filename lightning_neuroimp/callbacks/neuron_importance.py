@@ -20,9 +20,17 @@ from lightning_neuroimp.agreement import Agreement, agreement
 from lightning_neuroimp.attribution import resolve_attributions
 from lightning_neuroimp.callbacks.bars import say, trainer_progress
 from lightning_neuroimp.callbacks.cost import CostKeeper
-from lightning_neuroimp.callbacks.loggers import log_everywhere, log_folder, metrics, results_file, step_of
+from lightning_neuroimp.callbacks.loggers import (
+    log_everywhere,
+    log_folder,
+    metrics,
+    results_file,
+    step_of,
+    takes_pictures,
+)
 from lightning_neuroimp.callbacks.processes import MISTAKES, failing_together, gather_objects, sample_numbers
 from lightning_neuroimp.clusters import ClassClusters, KMeansClusters, check_clusters, class_numbers
+from lightning_neuroimp.exemplars import Description, describe_samples, shown_samples
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.probe import ProbeSampler, ProbeSet
 from lightning_neuroimp.randomisation import weight_randomisation
@@ -94,7 +102,7 @@ class NeuronImportance(Callback):
     def __init__(
         self,
         layers: str | Site | Sequence[str | Site],
-        clusters: str | dict[Any, Any] | KMeansClusters | Callable[..., Any] = "labels",
+        clusters: str | KMeansClusters | dict[int | str, int | str] | Callable[..., Any] = "labels",
         attribution: str | Sequence[str | Callable[..., Any]] | Callable[..., Any] = "gradient_x_activation",
         target: str | Callable[..., Any] = "margin",
         baseline: str | float = "zero",
@@ -411,8 +419,11 @@ class NeuronImportance(Callback):
         self._measured += 1
 
     def _write(self, trainer: "pl.Trainer", results: Results, folder: Path | None) -> None:
+        described: dict[int, Description] = {}
+        if self._probe is not None and takes_pictures(trainer):
+            described = describe_samples(self._probe, shown_samples(results), self.describe_sample, gather_objects)
         if trainer.is_global_zero:
-            log_everywhere(trainer, results, self.name, results.step, self._history)
+            log_everywhere(trainer, results, self.name, results.step, self._history, described)
             if folder is not None:
                 results.save(results_file(folder, results))
 

@@ -1,13 +1,15 @@
 """Built-in TensorBoard summaries of results: histograms, pictures and text, through a logger's own writer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lightning_neuroimp.agreement import Agreement
+from lightning_neuroimp.exemplars import Description, exemplar_rows, neuron_rows
 from lightning_neuroimp.figures import agreement_figure, deletion_figure, specificity_figure, to_image
+from lightning_neuroimp.pictures import samples_figure, samples_markdown
 from lightning_neuroimp.report import markdown
 from lightning_neuroimp.results import ClusterTable, Importance, Results
 
@@ -35,7 +37,14 @@ def cluster_tags(table: ClusterTable) -> list[str]:
     return [one if tags.count(one) == 1 else f"{one}_{key}" for one, key in zip(tags, table.ids.tolist(), strict=True)]
 
 
-def write_summaries(writer: Any, results: Results, name: str, step: int, history: Sequence[Agreement] = ()) -> None:
+def write_summaries(
+    writer: Any,
+    results: Results,
+    name: str,
+    step: int,
+    history: Sequence[Agreement] = (),
+    described: Mapping[int, Description] | None = None,
+) -> None:
     """Write a measurement's histograms, deletion curves and table.
 
     Args:
@@ -44,6 +53,7 @@ def write_summaries(writer: Any, results: Results, name: str, step: int, history
         name: first part of every tag.
         step: of the logger.
         history: agreement in the measurements so far, this one included, where there are several.
+        described: what the samples look like that are worth showing.
     """
     per_site = max(1, MAX_HISTOGRAMS // len(results.importances))
     largest = np.sort(np.argsort(-results.clusters.size, kind="stable")[:per_site])
@@ -55,6 +65,8 @@ def write_summaries(writer: Any, results: Results, name: str, step: int, history
                 where = f"{site_tag(name, one, results)}/importance/{clusters[row]}"
                 writer.add_histogram(where, mean[row], step)
     writer.add_text(tag(name, "summary"), markdown(results, name), step)
+    if described:
+        _write_samples(writer, results, name, step, described)
     for site in results.sites:
         faithfulness = results[site].faithfulness
         if faithfulness is not None and faithfulness.samples.any():
@@ -66,3 +78,25 @@ def write_summaries(writer: Any, results: Results, name: str, step: int, history
         if len({entry.epoch for entry in history}) > 1:
             picture = to_image(agreement_figure(history, site))
             writer.add_image(tag(name, site, "agreement"), picture, step, dataformats="HWC")
+
+
+def _write_samples(writer: Any, results: Results, name: str, step: int, described: Mapping[int, Description]) -> None:
+    """The clusters' exemplars and the samples that drive the top neurons, as pictures or in words."""
+    groups = [("exemplars", "Samples nearest to each cluster's centre", exemplar_rows(results))]
+    groups += [
+        (
+            tag(one.site, "top_neurons"),
+            f"{one.site}: samples that drive top neurons most",
+            neuron_rows(results, one.site),
+        )
+        for one in results.activities
+    ]
+    texts = []
+    for where, title, rows in groups:
+        figure = samples_figure(title, rows, described)
+        if figure is not None:
+            writer.add_image(f"{tag(name)}/{where}", to_image(figure), step, dataformats="HWC")
+        words = samples_markdown(rows, described)
+        texts += [f"#### {title}\n\n{words}"] if words else []
+    if texts:
+        writer.add_text(tag(name, "samples"), "\n\n".join(texts), step)
