@@ -1,6 +1,6 @@
 """What single samples look like, in a picture or in words, and which of them are worth showing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_neuroimp.batches import find_tokens, split_batch
 from lightning_neuroimp.probe import Gather, ProbeSet, alone
 from lightning_neuroimp.results import Results
-from lightning_neuroimp.rows import map_parts, to_numpy
+from lightning_neuroimp.rows import fields_of, map_parts, to_numpy
 
 DescribeFn = Callable[..., Any]
 """`describe_sample(sample) -> text or picture`; the sample is what the batch holds of it, without the sample axis."""
@@ -117,10 +117,10 @@ def default_description(batch: Any) -> Description:
         inputs = split_batch(batch)[0]
     except ValueError:
         inputs = batch
-    parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
-    texts = [part[0] for part in parts if isinstance(part, list) and len(part) == 1 and isinstance(part[0], str)]
+    parts = list(_leaves(inputs))
+    texts = [part for part in parts if isinstance(part, str)]
     if texts:
-        return str(texts[0])
+        return texts[0]
     arrays = [to_numpy(part)[0] for part in parts if isinstance(part, Tensor) and part.ndim]
     for array in arrays:
         if _is_picture(array):
@@ -133,6 +133,17 @@ def default_description(batch: Any) -> Description:
         more = " ..." if len(values) > _MAX_VALUES else ""
         return " ".join(f"{value:.3g}" for value in values[:_MAX_VALUES].tolist()) + more
     return f"a {type(inputs).__name__}"
+
+
+def _leaves(inputs: Any) -> Iterator[Any]:
+    if isinstance(inputs, tuple | list):
+        for part in inputs:
+            yield from _leaves(part)
+    elif (named := fields_of(inputs)) is not None:
+        for part in named.values():
+            yield from _leaves(part)
+    else:
+        yield inputs
 
 
 def _is_picture(array: np.ndarray) -> bool:

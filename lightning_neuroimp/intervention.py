@@ -20,7 +20,7 @@ def ablate(
     site: str | Site | Removal,
     neurons: Sequence[int] | np.ndarray | Tensor,
     *,
-    baseline: float | Sequence[float] | np.ndarray | Tensor | None = None,
+    baseline: float | str | Sequence[float] | np.ndarray | Tensor | None = None,
 ) -> Iterator[None]:
     """Inside this context the model runs without some neurons of a layer: they are set to their baseline.
 

@@ -148,7 +148,7 @@ def write(site: Site, module: nn.Module, value: Any, activation: Tensor) -> Any:
 
 def _other_axis(site: Site, tensor: Tensor, n_samples: int | None) -> str:
     fitting = [axis for axis, size in enumerate(tensor.shape) if size == n_samples]
-    if fitting:
+    if fitting and (tensor.ndim > 2 or site.sample_axis):
         return f"If they are on axis {fitting[0]}, pass Site({site.name!r}, sample_axis={fitting[0]})"
     return (
         "A layer that sees some of the samples, or all their tokens or nodes in one row, cannot be explained: choose "

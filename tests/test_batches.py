@@ -1,11 +1,14 @@
-from collections import namedtuple
+from collections import UserDict, namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_neuroimp.batches import forward_logits, split_batch
+from lightning_neuroimp import ProbeSet, ablation_faithfulness, neuron_importance
+from lightning_neuroimp.batches import find_tokens, forward_logits, labels_of, split_batch
+from lightning_neuroimp.removal import margin
 from lightning_neuroimp.rows import (
     batch_size,
     bytes_per_sample,
@@ -175,3 +178,204 @@ def test_batches_without_a_sample_axis(batch, phrase):
         batch_size(batch)
     assert phrase in str(error.value)
     assert "collate_fn" in str(error.value)
+
+
+X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    image: torch.Tensor
+    target: torch.Tensor
+
+
+class Linear(nn.Module):
+    """Its forward names its input."""
+
+    def forward(self, image):
+        return image
+
+
+class Two(nn.Module):
+    def forward(self, first, second, scale=2.0):
+        return first + scale * second
+
+
+class Whole(nn.Module):
+    def forward(self, batch):
+        return batch["a"] + batch["b"]
+
+
+class Anything(nn.Module):
+    def forward(self, first, **others):
+        assert set(others) <= {"second"}
+        return first
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "expected"),
+    [
+        (Linear(), {"image": X, "label": Y}, X),
+        (Linear(), {"pixels": X, "targets": Y}, X),  # the only one, whatever it is called
+        (Linear(), {"image": X, "y": Y, "path": ["a"] * 4}, X),
+        (Linear(), {"pixels": X, "y": Y, "path": ["a"] * 4}, X),
+        (Linear(), {"image": X, "weight": X * 3, "labels": Y}, X),  # what it does not ask for is left out
+        (Linear(), Pair(X, Y), X),
+        (Linear(), Sampled(X, Y), X),
+        (Linear(), UserDict(image=X, label=Y), X),
+        (Linear(), ({"image": X}, Y), X),
+        (Two(), {"second": X, "first": X, "labels": Y}, 3 * X),
+        (Two(), {"second": X, "first": X, "labels": Y, "scale": 1.0}, 2 * X),
+        (Whole(), {"a": X, "b": X, "labels": Y}, 2 * X),
+        (Anything(), {"first": X, "second": X, "names": ["a"] * 4, "label": Y}, X),
+    ],
+)
+def test_named_batches_need_no_forward_fn(model, batch, expected):
+    found = forward_logits(model, batch, None)
+    assert torch.equal(found.logits, expected)
+    assert torch.equal(found.labels, Y)
+
+
+def test_names_that_do_not_fit():
+    with pytest.raises(
+        ValueError,
+        match=r"the batch holds \['a', 'b'\] .* Two.forward takes \['first', 'second', 'scale'\].*forward_fn=",
+    ):
+        forward_logits(Two(), {"a": X, "b": X, "labels": Y}, None)
+
+
+def test_the_first_known_name_is_the_target():
+    assert split_batch({"x": 1, "y": 2, "label": 3}) == ({"x": 1, "y": 2}, 3)
+
+
+class WithLogits:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize(
+    "output",
+    [X, (X, "features"), [X], {"logits": X, "loss": torch.tensor(1.0)}, {"out": X}, WithLogits(X), Pair(X, None)],
+)
+def test_where_the_logits_are(output):
+    assert run(output, Y).logits is X
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.tensor([0.0, 1, 1, 0]), torch.tensor([0, 1, 1, 0]) > 0, torch.tensor([0, 1, 1, 0])]
+)
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_one_logit_is_a_binary_classifier(shape, targets):
+    f = torch.tensor([-1.0, 2.0, -3.0, 4.0])
+    for labels in (targets, targets[:, None]):
+        found = run(f.reshape(shape), labels)
+        assert found.logits.tolist() == [[0, -1], [0, 2], [0, -3], [0, 4]]
+        assert found.labels.tolist() == [0, 1, 1, 0]
+    sign = torch.where(targets > 0, 1, -1)
+    assert torch.equal(margin(found.logits, found.labels), sign * f)
+
+
+def test_masks_of_tokens():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert torch.equal(find_tokens({"attention_mask": mask}), mask.bool())
+    assert torch.equal(find_tokens({"src_key_padding_mask": mask == 0}), mask.bool())
+    assert torch.equal(find_tokens(({"attention_mask": mask}, 3)), mask.bool())
+    assert find_tokens({"attention_mask": mask[:, None]}) is None
+    assert find_tokens((mask, 3)) is None
+    logits = torch.randn(4, 3)
+    given = forward_logits(nn.Identity(), None, lambda model, batch: (logits, Y, torch.ones(4, 2)))
+    assert torch.equal(given.tokens, torch.ones(4, 2, dtype=torch.bool))
+    assert forward_logits(nn.Identity(), {"attention_mask": mask}, lambda m, b: (logits, Y, None)).tokens is None
+    with pytest.raises(ValueError, match=r"third value of forward_fn must be a mask of tokens .*got a list of 2"):
+        forward_logits(nn.Identity(), None, lambda model, batch: (logits, Y, [1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        ((X, Y), [0, 1, 2, 0]),
+        ({"x": X, "label": Y[:, None]}, [0, 1, 2, 0]),
+        ((X, Y.double()), [0, 1, 2, 0]),
+        ((X, Y > 0), [0, 1, 1, 0]),
+        ((X, X), None),
+        ((X, X[:, 0]), None),
+        (X, None),
+        ((X, ["a"] * 4), None),
+    ],
+)
+def test_labels_before_any_forward_pass(batch, expected):
+    found = labels_of(batch)
+    assert found is None if expected is None else found.tolist() == expected
+
+
+class Graph:
+    """As PyTorch Geometric's: nodes of all graphs in one row."""
+
+    def __init__(self, x, label):
+        self.x, self.label = x, label
+
+    def to(self, device):
+        self.x = self.x.to(device)
+        return self
+
+
+class Graphs:
+    def __init__(self, graphs):
+        self.graphs = graphs
+        self.x = torch.cat([graph.x for graph in graphs])
+        self.batch = torch.arange(len(graphs)).repeat_interleave(torch.tensor([len(graph.x) for graph in graphs]))
+        self.y = torch.tensor([graph.label for graph in graphs])
+
+    def to_data_list(self):
+        return self.graphs
+
+    @classmethod
+    def from_data_list(cls, graphs):
+        return cls(graphs)
+
+
+class Readout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.node, self.pooled, self.head = nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3)
+
+    def forward(self, x, batch, n):
+        return self.head(self.pooled(torch.zeros(n, 8).index_add(0, batch, self.node(x))))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_graphs_through_forward_fn(packed):
+    graphs = [Graph(torch.randn(2 + number % 3, 3), number % 3) for number in range(20)]
+    batches = [graphs[:8], graphs[8:16], graphs[16:]]
+    batches = [Graphs(part) for part in batches] if packed else batches
+
+    def forward(model, batch):
+        joined = batch if packed else Graphs(batch)
+        return model(joined.x, joined.batch, len(joined.y)), joined.y
+
+    model = Readout()
+    results = neuron_importance(model, batches, layers="pooled", forward_fn=forward, max_samples=15, batch_size=4)
+    results = ablation_faithfulness(model, batches, results, forward_fn=forward)
+    for row, sample in enumerate(results.sample_index.tolist()):
+        assert results.sample_label[row] == graphs[sample].label
+    expected = torch.stack([model.pooled(model.node(graph.x).sum(0)) for graph in graphs]).detach()
+    whole = neuron_importance(model, batches, layers="pooled", forward_fn=forward, attribution="activation")
+    labels = np.array([graph.label for graph in graphs])
+    for row, label in enumerate(whole["pooled"].cluster_ids):
+        np.testing.assert_allclose(whole["pooled"].mean[row], expected[labels == label].mean(0), atol=1e-5)
+    with pytest.raises(ValueError, match=r"all their tokens or nodes in one row, cannot be explained: choose one"):
+        neuron_importance(model, batches, layers="node", forward_fn=forward)
+
+
+def test_dataclass_batches_keep_their_kind():
+    batch = Sampled(X, Y)
+    assert batch_size(batch) == 4
+    assert bytes_per_sample(batch) == 3 * 4 + 8
+    taken = take_rows(batch, torch.tensor([2, 0]), 4)
+    assert isinstance(taken, Sampled)
+    assert torch.equal(taken.image, X[[2, 0]])
+    assert fingerprint(taken) != fingerprint(take_rows(batch, torch.tensor([0, 2]), 4))
+    assert signature(batch, 4) == signature(taken, 2)
+    seen = [one for one, _ in ProbeSet.from_batches([batch] * 2).batches()]
+    assert all(isinstance(one, Sampled) for one in seen)
+    assert sum(len(one.target) for one in seen) == 8

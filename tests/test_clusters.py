@@ -1,13 +1,20 @@
 import numpy as np
 import pytest
 import torch
-from conftest import class_zero
+from conftest import class_zero, in_lockstep
 from digits import train, validation_batches
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import make_blobs
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
-from lightning_neuroimp import KMeansClusters, neuron_importance
+from lightning_neuroimp import KMeansClusters, ProbeSet, neuron_importance
+from lightning_neuroimp import clusters as clusters_module
+from lightning_neuroimp.clusters import assign_groups
 from lightning_neuroimp.identities import agreement, keep_identities
+from lightning_neuroimp.probe import alone
+from lightning_neuroimp.report import summary
 from lightning_neuroimp.results import ClusterTable
 
 
@@ -186,7 +193,7 @@ def test_too_many_labels_or_groups():
     for clusters in ("labels", lambda batch: batch[1]):
         with pytest.raises(
             ValueError,
-            match=r"there are (at least )?21 clusters, more than 20: look at some .* classes=.*group them with a mapping",
+            match=r"there are (at least )?21 clusters, more than 20: look at .* classes=.*group them with a mapping",
         ):
             important(clusters, data, model)
     assert len(important(lambda batch: batch[1] // 10, data, model).clusters.ids) == 3
@@ -207,3 +214,205 @@ def test_no_embedding():
     assert len(important(KMeansClusters(2, embedding="1"), data, model).clusters.ids) == 2
     # labels need none: logits stand in for the samples nearest to a centre
     assert important("labels", data, model).clusters.exemplars.min() >= 0
+
+
+def blobs(**options):
+    return make_blobs(300, random_state=0, **options)
+
+
+def assigned(x, **options):
+    return KMeansClusters(**options).assign(x, np.arange(len(x)), None, 0)
+
+
+def same_partition(one, other):
+    return adjusted_rand_score(one, other) == pytest.approx(1.0)
+
+
+def test_scaling_decides_what_is_near():
+    x, groups = blobs(centers=[[0, 0], [0, 6]], cluster_std=0.5)
+    x[:, 0] *= 100  # a loud feature that tells nothing
+    assert not same_partition(assigned(x, n_clusters=2), groups)
+    assert same_partition(assigned(x, n_clusters=2, scale="standard"), groups)
+    angle = np.where(groups, 0.3, 1.2) + np.random.default_rng(0).normal(0, 0.05, 300)
+    length = np.random.default_rng(1).uniform(1, 50, 300)
+    fan = length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    assert not same_partition(assigned(fan, n_clusters=2), groups)
+    assert same_partition(assigned(fan, n_clusters=2, scale="l2"), groups)
+
+
+def test_components_are_those_of_scikit_learn():
+    x, _ = blobs(n_features=12, centers=4)
+    expected = KMeans(4, n_init=10, random_state=0).fit_predict(PCA(2, random_state=0).fit_transform(x))
+    assert same_partition(assigned(x, n_clusters=4, n_components=2), expected)
+    assert same_partition(
+        assigned(x, n_clusters=4, n_components=50), assigned(x, n_clusters=4)
+    )  # no more than there are
+
+
+@pytest.mark.parametrize("number", [3, 5])
+def test_the_number_of_clusters_by_silhouette(number):
+    x, groups = blobs(centers=number, n_features=6, cluster_std=0.7)
+    assert same_partition(assigned(x, n_clusters=(2, 8)), groups)
+
+
+def test_the_number_of_clusters_is_kept_from_epoch_to_epoch():
+    x, _ = blobs(centers=4, n_features=6, cluster_std=0.7)
+    clusters, index = KMeansClusters((2, 8)), np.arange(300)
+    number = clusters.assign(x, index, None, 0)
+    _, ids, past = keep_identities(number, index, None)
+    # two of the four have come together: chosen anew there would be three
+    moved = x.copy()
+    moved[number == 0] += x[number == 1].mean(0) - x[number == 0].mean(0)
+    assert len(np.unique(assigned(moved, n_clusters=(2, 8)))) == 3
+    assert len(np.unique(clusters.assign(moved, index, table(ids.tolist(), past), 0))) == 4
+
+
+def test_many_samples_are_clustered_in_mini_batches(monkeypatch):
+    x, groups = blobs(centers=[[0, 9], [9, 0], [-9, 0]])
+    made = []
+
+    def spy(*args, **options):
+        made.append(options)
+        return MiniBatchKMeans(*args, **options)
+
+    monkeypatch.setattr(clusters_module, "MiniBatchKMeans", spy)
+    monkeypatch.setattr(clusters_module, "MINI_BATCH_FROM", 200)
+    assert same_partition(assigned(x, n_clusters=3), groups)
+    assert made[0]["random_state"] == 0
+
+
+def test_the_source_says_how():
+    clusters = KMeansClusters((2, 9), embedding="body", scale="l2", n_components=3)
+    assert str(clusters) == "KMeans(2 to 9) on the output of body, scaled to length 1, 3 principal components"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_clusters": 1}, "n_clusters must be at least 2, got 1"),
+        ({"n_clusters": (5, 3)}, r"a pair \(least, most\) from 2 to 20, got \(5, 3\)"),
+        ({"n_clusters": (2, 40)}, r"from 2 to 20, got \(2, 40\)"),
+        ({"scale": "max"}, "scale must be None, 'standard' or 'l2', got 'max'"),
+        ({"n_components": 0}, "n_components must be at least 1, got 0"),
+    ],
+)
+def test_kmeans_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        KMeansClusters(**options)
+
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def test_groups_of_classes_by_number_or_name():
+    groups = {"zero": "round", 6: "round", 8: "round", 1: "straight", "four": "straight", 7: "straight"}
+    results = important(groups, class_names=NAMES)
+    assert results.clusters.names == ("round", "straight")
+    of = {0: 0, 6: 0, 8: 0, 1: 1, 4: 1, 7: 1}
+    assert results.sample_cluster.tolist() == [of.get(label, -1) for label in results.sample_label.tolist()]
+    left_out = int((results.sample_cluster < 0).sum())
+    assert f"{left_out} of 597 samples are in no cluster" in results.notes
+    assert results["1"].count.sum() == 597 - left_out
+    text = summary(results)
+    assert "groups of 6 labels" in text
+    assert "zero " in text
+
+
+def test_some_classes_with_names():
+    results = important("labels", classes=["three", 5], class_names=NAMES)
+    assert results.clusters.names == ("three", "five")
+    assert set(results.sample_label.tolist()) == {3, 5}
+    many = [(torch.randn(90, 64), torch.arange(90)) for _ in range(4)]
+    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 90))
+    few = important("labels", many, model, classes=[70, 80, 5])
+    assert few.clusters.ids.tolist() == [5, 70, 80]
+    assert few.clusters.size.tolist() == [4, 4, 4]
+
+
+def test_classes_that_only_forward_fn_knows_are_left_out_of_the_clusters():
+    data = [(x, {"deep": y}) for x, y in validation_batches()]
+    results = important(
+        "labels", data, classes=[1, 2], forward_fn=lambda model, batch: (model(batch[0]), batch[1]["deep"])
+    )
+    assert results.clusters.ids.tolist() == [1, 2]
+    assert len(results.sample_index) == 597
+
+
+def test_predictions_are_clusters():
+    model = train(nn.ReLU, width=16, depth=1, epochs=3)
+    results = important("predictions", model=model, class_names=NAMES)
+    with torch.no_grad():
+        said = model(torch.cat([x for x, _ in validation_batches()])).argmax(1).numpy()
+    np.testing.assert_array_equal(results.sample_cluster, said[results.sample_index])
+    names = dict(zip(results.clusters.ids.tolist(), results.clusters.names, strict=True))
+    assert names[int(said[0])] == f"predicted {NAMES[said[0]]}"
+    assert (results.clusters.class_counts > 0).sum() > 10  # labels inside them
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": "three"}, "classes must be a list of class numbers or names, got 'three'"),
+        ({"classes": []}, "classes must be a list of class numbers or names"),
+        ({"classes": ["ten"], "class_names": NAMES}, "no class named 'ten': the names are 'zero', 'one'"),
+        ({"classes": ["ten"]}, "no class named 'ten': the names are none; pass class_names="),
+        ({"classes": [-1]}, "a class must be a number from 0 on, or a name, got -1"),
+        ({"clusters": {}}, "clusters as a mapping must go from classes .* to groups"),
+        ({"clusters": {1: 2.5}}, "clusters as a mapping must go from classes .* to groups"),
+        ({"clusters": {number: number for number in range(21)}}, "there are 21 clusters, more than 20"),
+        ({"clusters": {50: "a"}}, r"no probe sample is in a cluster: clusters='groups of 1 labels'.*labels are \[0, 1"),
+        ({"groups": lambda batch: [0.5]}, "the groups callable must return one integer or string for each of the 128"),
+    ],
+)
+def test_classes_and_groups_that_are_not_there(options, message):
+    with pytest.raises(ValueError, match=message):
+        important(**({"clusters": "labels"} | options))
+
+
+def test_a_group_is_never_divided_between_halves():
+    x = torch.randn(240, 64)
+    y = torch.arange(240) % 4
+    patient = torch.arange(240) // 8  # of all classes
+    data = list(zip(x.split(50), y.split(50), patient.split(50), strict=True))
+    options = {"forward_fn": lambda model, batch: (model(batch[0]), batch[1])}
+    results = important("labels", data, groups=lambda batch: batch[2], **options)
+    halves = {}
+    for sample, half in zip(results.sample_index.tolist(), results.sample_half.tolist(), strict=True):
+        halves.setdefault(int(patient[sample]), set()).add(half)
+    assert all(len(half) == 1 for half in halves.values())
+    assert np.bincount(results.sample_half).tolist() == [120, 120]
+    without = important("labels", data, **options)
+    shared = {}
+    for sample, half in zip(without.sample_index.tolist(), without.sample_half.tolist(), strict=True):
+        shared.setdefault(int(patient[sample]), set()).add(half)
+    assert any(len(half) == 2 for half in shared.values())
+
+
+def test_halves_by_group_do_not_depend_on_processes():
+    x, y = torch.randn(90, 2), torch.zeros(90).long()
+    whole = ProbeSet.from_batches([(x, y)])
+    names = lambda batch: [f"patient {int(1e6 * abs(value)) % 7}" for value in batch[0][:, 0]]  # noqa: E731
+    expected = dict(zip(whole.index.tolist(), assign_groups(names, whole, None, alone).tolist(), strict=True))
+    found = [None] * 3
+
+    def process(rank, gather):
+        mine = whole.select(np.arange(rank, 90, 3))
+        found[rank] = dict(zip(mine.index.tolist(), assign_groups(names, mine, 4, gather).tolist(), strict=True))
+
+    in_lockstep(3, process)
+    assert {key: half for part in found for key, half in part.items()} == expected
+
+
+def test_splits_merges_and_vanishing_clusters_keep_their_ids():
+    whole = np.zeros(12, int)
+    _, ids, past = keep_identities(np.repeat([0, 1], 6), INDEX, None)
+    # a split: the larger part goes on, the smaller one is new
+    split = np.array([0] * 4 + [2] * 2 + [1] * 6)
+    named, ids, past = keep_identities(split, INDEX, table(ids.tolist(), past))
+    assert named.tolist() == [0] * 4 + [2] * 2 + [1] * 6
+    # a merge: the part that is at least half of it goes on, the other retires
+    named, ids, past = keep_identities(whole, INDEX, table(ids.tolist(), past))
+    assert named.tolist() == [1] * 12
+    # and what retired revives
+    named, ids, past = keep_identities(split, INDEX, table(ids.tolist(), past))
+    assert named.tolist() == [0] * 4 + [2] * 2 + [1] * 6

@@ -181,3 +181,94 @@ def test_one_sample_that_is_too_large_among_others():
 def test_an_empty_stream():
     with pytest.raises(ValueError, match="the stream of batches was empty"):
         ProbeSet.from_batches([])
+
+
+def labelled(labels, size=16):
+    y = torch.tensor(labels)
+    x = torch.arange(len(y)).float()[:, None]
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+UNEVEN = [0] * 300 + [1] * 40 + [2] * 7
+SHUFFLED = np.random.default_rng(0).permutation(UNEVEN).tolist()
+
+
+def drawn_labels(probe, labels):
+    return np.bincount(np.array(labels)[probe.index], minlength=3).tolist()
+
+
+def test_a_stratified_probe_holds_as_many_of_each_label_as_there_are():
+    probe = ProbeSet.from_batches(labelled(SHUFFLED), max_samples=60, stratify=True)
+    assert drawn_labels(probe, SHUFFLED) == [27, 26, 7] or drawn_labels(probe, SHUFFLED) == [26, 27, 7]
+    assert drawn_labels(ProbeSet.from_batches(labelled(SHUFFLED), max_samples=60), SHUFFLED)[0] > 45
+    everything = ProbeSet.from_batches(labelled(SHUFFLED), max_samples=1000, stratify=True)
+    assert drawn_labels(everything, SHUFFLED) == [300, 40, 7]
+
+
+@pytest.mark.parametrize("order", ["shuffled", "sorted", "reversed"])
+def test_a_stratified_probe_is_the_smallest_keys_of_each_label(order):
+    labels = {"shuffled": SHUFFLED, "sorted": UNEVEN, "reversed": UNEVEN[::-1]}[order]
+    probe = ProbeSet.from_batches(labelled(labels), max_samples=60, seed=3, stratify=True)
+    keys, chosen = sample_keys(np.arange(len(labels)), 3), []
+    for label in range(3):
+        member = np.flatnonzero(np.array(labels) == label)
+        chosen += [(rank, keys[number], number) for rank, number in enumerate(member[np.argsort(keys[member])])]
+    assert sorted(probe.index.tolist()) == sorted(int(number) for _, _, number in sorted(chosen)[:60])
+
+
+def test_a_stratified_probe_by_a_callable_and_within_bytes():
+    parity = lambda batch: [str(int(value) % 2) for value in batch[0][:, 0]]  # noqa: E731
+    probe = ProbeSet.from_batches(labelled(SHUFFLED), max_samples=20, stratify=parity)
+    assert np.bincount(probe.index % 2).tolist() == [10, 10]
+    few = ProbeSet.from_batches(labelled(SHUFFLED), max_bytes=12 * 9, stratify=True)
+    assert drawn_labels(few, SHUFFLED) == [3, 3, 3]
+
+
+def test_strata_of_several_processes():
+    shares = [None] * 3
+
+    def process(rank, gather):
+        sampler = ProbeSampler(max_samples=60, stratify=True)
+        mine = np.arange(rank, len(SHUFFLED), 3)
+        y = torch.tensor(SHUFFLED)[mine]
+        sampler.add((y[:, None].float(), y), mine)
+        shares[rank] = sampler.close(gather)
+
+    in_lockstep(3, process)
+    found = np.concatenate([share.index for share in shares])
+    assert len(found) == 60
+    counts = np.bincount(np.array(SHUFFLED)[found]).tolist()
+    assert counts[2] == 7
+    assert min(counts[:2]) >= 26
+
+
+def test_only_some_classes_are_drawn():
+    probe = ProbeSet.from_batches(labelled(SHUFFLED), max_samples=30, classes=[1, 2])
+    assert drawn_labels(probe, SHUFFLED)[0] == 0
+    assert len(probe) == 30
+    with pytest.raises(ValueError, match=r"no sample has a label among classes=\[5\]"):
+        ProbeSet.from_batches(labelled(SHUFFLED), classes=[5])
+
+
+def test_samples_by_their_numbers():
+    stream = labelled(SHUFFLED)
+    probe = ProbeSet.from_batches(stream, max_samples=60, seed=3, stratify=True)
+    again = ProbeSet.of_samples(stream, probe.index, seed=3)
+    np.testing.assert_array_equal(again.index, probe.index)
+    np.testing.assert_array_equal(again.fingerprint, probe.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("options", "batch", "message"),
+    [
+        ({"stratify": True}, (torch.zeros(3, 1),), r"stratify=True needs class labels.*'labels'.*pass stratify=, a"),
+        (
+            {"stratify": lambda batch: [1]},
+            (torch.zeros(3, 1),),
+            "one value for each of the 3 samples of a batch, got 1",
+        ),
+    ],
+)
+def test_strata_that_cannot_be_made(options, batch, message):
+    with pytest.raises(ValueError, match=message):
+        ProbeSet.from_batches([batch], **options)

@@ -1,0 +1,171 @@
+"""Baselines and explained classes beyond zero, mean and labels."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import class_zero
+from digits import train, validation_batches
+from torch import nn
+
+from lightning_neuroimp import (
+    AblationFaithfulness,
+    ProbeSet,
+    ablation_faithfulness,
+    deletion_curve,
+    neuron_importance,
+)
+from lightning_neuroimp.donors import Donors, donate
+from lightning_neuroimp.report import summary
+
+SETTINGS = AblationFaithfulness(max_samples=300)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return train(nn.ReLU, width=32, depth=2, epochs=8)
+
+
+def test_donors_are_a_derangement_that_does_not_depend_on_the_batches():
+    stream = [(torch.randn(5, 3), torch.zeros(5).long()) for _ in range(9)]
+    probe = ProbeSet.from_batches(stream, max_samples=31, seed=3)
+    of = Donors(probe, 3).of
+    assert sorted(of) == sorted(of.values()) == sorted(probe.index.tolist())
+    assert all(sample != donor for sample, donor in of.items())
+    assert Donors(probe, 3).of == of != Donors(probe, 4).of
+    given = {}
+    for _, index in probe.batches(7):
+        for batch, places in Donors(probe, 3).batches(index):
+            assert len(batch[0]) == len(places)
+            given |= {int(index[place]): batch[0][row] for row, place in enumerate(places)}
+    rows = {int(number): batch[0][row] for batch, index in probe.batches() for row, number in enumerate(index)}
+    assert all(torch.equal(given[sample], rows[donor]) for sample, donor in of.items())
+
+
+def test_one_sample_has_no_donor():
+    with pytest.raises(ValueError, match=r"baseline='resample' takes another sample's activations.*holds only one"):
+        neuron_importance(nn.Sequential(nn.Linear(2, 2)), class_zero([[1.0, 2.0]]), layers="0", baseline="resample")
+
+
+def test_images_of_several_sizes_have_no_common_donors():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    data = [(torch.randn(4, 1, size, size), torch.zeros(4).long()) for size in (5, 6)]
+    with pytest.raises(ValueError, match=r"activations of one size, got .*; use baseline='mean', or inputs of one"):
+        neuron_importance(model, data, layers="0", baseline="resample")
+    assert neuron_importance(model, data, layers="2", baseline="resample")["2"].count.sum() == 8
+
+
+def test_tokens_of_a_shorter_donor_come_round_again():
+    mine, theirs = torch.zeros(1, 5, 1), torch.arange(1.0, 4).reshape(1, 3, 1)
+    counted = torch.tensor([[True, True, True, True, False]])
+    given = [(theirs, torch.tensor([[True, True, False]]), np.array([0]))]
+    assert donate(mine, 2, counted, given)[0, :, 0].tolist() == [1, 2, 1, 2, 0]
+
+
+@pytest.mark.parametrize("baseline", ["resample", 0.25, "mean"])
+def test_scores_for_a_baseline_are_borne_out_by_removal_to_it(net, baseline):
+    data = validation_batches()
+    results = neuron_importance(net, data, layers="1", baseline=baseline)
+    found = ablation_faithfulness(net, data, results, SETTINGS)["1"].faithfulness.overall
+    assert found.verdict == "faithful"
+    assert found.lds > 0.85
+    # scored for another baseline than the one that is removed to, they predict less
+    other = neuron_importance(net, data, layers="1", baseline=2.0)["1"]
+    mixed = results.replace(
+        importances=tuple(type(one)(**{**vars(one), "half_mean": other.half_mean}) for one in results.importances)
+    )
+    assert ablation_faithfulness(net, data, mixed, SETTINGS)["1"].faithfulness.overall.lds < found.lds - 0.02
+
+
+def test_leave_one_out_knows_every_baseline(net):
+    data = validation_batches()[:1]
+    for baseline in ("resample", 0.25):
+        exact, first = (
+            neuron_importance(net, data, layers="3", baseline=baseline, attribution=name)["3"].mean
+            for name in ("leave_one_out", "gradient_x_activation")
+        )
+        assert np.corrcoef(exact.reshape(-1), first.reshape(-1))[0, 1] > 0.95
+
+
+def test_a_number_is_zero_or_a_constant():
+    model, data = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), class_zero(torch.randn(6, 3))
+    zero, constant = (neuron_importance(model, data, layers="1", baseline=value)["1"].removal for value in (0, -1))
+    assert (zero.baseline, constant.baseline) == ("zero", "constant -1")
+    assert constant.baseline_value.tolist() == [-1.0] * 4
+    curve = deletion_curve(model, data, range(4), layer="1", baseline=-1.0, fractions=[1.0])
+    with torch.no_grad():
+        left = model[2](torch.full((1, 4), -1.0))[0]
+    assert curve.margin[0] == pytest.approx(float(left[0] - left[1]), abs=1e-6)
+
+
+def test_predicted_classes_are_those_of_the_whole_model(net):
+    data = validation_batches()
+    results = neuron_importance(net, data, layers="3", target_class="predicted", clusters="predictions")
+    assert results.sample_correct.all()
+    assert (results.sample_target == results.sample_cluster).all()
+    assert (results.sample_label != results.sample_target).any()
+    checked = ablation_faithfulness(net, data, results, SETTINGS)["3"].faithfulness
+    assert (checked.intact_accuracy == 1).all()
+    assert checked.overall.accuracy[-1] < 0.9  # agreement with the whole model's prediction falls
+    assert "target: margin of the predicted class" in summary(results)
+    assert results.clusters.names[3] == "predicted 3"
+
+
+def test_one_class_for_all_samples(net):
+    data = validation_batches()
+    results = neuron_importance(net, data, layers="3", target_class=3)
+    x, y = (torch.cat(part) for part in zip(*data, strict=True))
+    h = net[:4](x).detach().requires_grad_()
+    logits = net[4](h)
+    others = torch.cat([logits[:, :3], logits[:, 4:]], 1).logsumexp(1)
+    (slope,) = torch.autograd.grad((logits[:, 3] - others).sum(), h)
+    for row, label in enumerate(results.clusters.ids.tolist()):
+        expected = (h * slope)[y == label].mean(0).detach()
+        np.testing.assert_allclose(results["3"].mean[row], expected, atol=1e-5)
+    assert (results.sample_target == 3).all()
+    assert "target: margin of class 3" in summary(results)
+    np.testing.assert_array_equal(results.sample_correct, (logits.argmax(1) == 3).numpy()[results.sample_index])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_class": "truth"}, "target_class must be 'label', 'predicted' or the number of a class, got 'truth'"),
+        ({"target_class": 10}, r"target_class=10 is not among the classes 0..9 of the model"),
+        ({"target_class": -1}, "target_class must be"),
+        ({"target_class": True}, "target_class must be"),
+        ({"baseline": float("nan")}, "or a finite number, got nan"),
+        ({"baseline": "noise"}, r"baseline must be one of \['zero', 'mean', 'resample'\] or a finite number"),
+    ],
+)
+def test_what_is_no_baseline_or_class(net, options, message):
+    with pytest.raises(ValueError, match=message):
+        neuron_importance(net, validation_batches(), layers="3", **options)
+
+
+def test_a_zero_outside_of_the_activations_is_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    nn.init.constant_(model[0].bias, 5.0)
+    data = class_zero(torch.randn(40, 4) * 0.3)
+    far = neuron_importance(model, data, layers="0")
+    assert (far.activity("0").distance(far["0"].removal.baseline_value) > 2).all()
+    assert "The baseline (zero) lies more than 2 standard deviations from the mean of 6 of 6 channels" in summary(far)
+    near = neuron_importance(model, data, layers="0", baseline="mean")
+    assert near.activity("0").distance(near["0"].removal.baseline_value).max() < 1e-4
+    assert "lies more than 2 standard deviations" not in summary(near)
+
+
+def test_activations_are_described_as_numpy_would():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(36, 3))
+    x, y = torch.randn(50, 1, 5, 5), torch.randint(3, (50,))
+    batches = list(zip(x.split(7), y.split(7), strict=True))
+    h = model[0](x).detach().numpy()
+    found = neuron_importance(model, batches, layers="0").activity("0")
+    assert found.count == 50 * 9
+    for name in ("mean", "std"):
+        np.testing.assert_allclose(getattr(found, name), getattr(h, name)((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found.minimum, h.min((0, 2, 3)))
+    np.testing.assert_array_equal(found.maximum, h.max((0, 2, 3)))
+    most = h.max((2, 3))
+    np.testing.assert_array_equal(found.top_samples, np.argsort(-most, axis=0)[:5].T)
+    np.testing.assert_array_equal(found.top_values, -np.sort(-most, axis=0)[:5].T)
