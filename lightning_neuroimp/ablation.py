@@ -33,6 +33,7 @@ from lightning_neuroimp.results import (
     Specificity,
 )
 from lightning_neuroimp.rows import batch_size as samples_in
+from lightning_neuroimp.rows import unpacked
 from lightning_neuroimp.statistics import false_discovery, points, rounds
 from lightning_neuroimp.study import draw_probe, neuron_importance, probe_of
 
@@ -160,7 +161,7 @@ def deletion_curve(
         model,
         probe,
         layers=layer,
-        clusters=lambda batch: np.zeros(samples_in(batch), np.int64),
+        clusters=lambda batch: np.zeros(samples_in(unpacked(batch)), np.int64),
         attribution="activation",
         baseline=baseline,
         forward_fn=forward_fn,

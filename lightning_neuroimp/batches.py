@@ -1,7 +1,7 @@
 """How a batch becomes model inputs and class targets, and a model's output logits."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,9 @@ LABELS = ("labels", "label", "targets", "target", "y")
 
 _PADDED = {"attention_mask": False, "src_key_padding_mask": True, "key_padding_mask": True, "padding_mask": True}
 """Masks of tokens in such a batch, and whether they are true for padding."""
+
+_WHOLE = ("batch", "data", "sample", "samples", "example", "examples")
+"""A `forward` whose argument is called so takes a dictionary."""
 
 _REMEDY = (
     "pass forward_fn=, a function (model, batch) -> (logits, targets) with logits of shape (sample, class) "
@@ -90,15 +93,15 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     """The model's output for a batch's inputs.
 
     Named inputs are passed by keyword where `forward` has arguments of these names; a single one is passed alone; else
-    a `forward` of one argument gets all of them as a dictionary.
+    a `forward` of one argument gets all of them as a dictionary. A sequence of inputs is passed as several arguments
+    where `forward` needs several.
 
     Raises:
-        ValueError: if the names do not fit, or the model has no `forward`.
+        ValueError: if the names do not fit, the model has no `forward`, or it cannot take what it is given.
     """
+    args, kwargs = _arguments(model, inputs)
     try:
-        if not isinstance(inputs, dict):
-            return model(inputs)
-        known = inspect.signature(model.forward).parameters.values()
+        return model(*args, **kwargs)
     except NotImplementedError as error:
         if "forward" not in str(error):
             raise
@@ -106,22 +109,37 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
             f"{type(model).__name__} defines no forward(), so that it cannot be called with the inputs; define it, "
             "or pass forward_fn=lambda module, batch: (module.your_network(batch[0]), batch[1])"
         ) from error
-    by_name = {one.name: one for one in known if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-    needed = [
-        one.name for one in known if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-    ]
-    anything = any(one.kind is one.VAR_KEYWORD for one in known)
+    except (TypeError, LookupError, AttributeError) as error:
+        given = [describe(part) for part in args] + [f"{key}= {describe(part)}" for key, part in kwargs.items()]
+        raise ValueError(
+            f"{type(model).__name__} was called with {', '.join(given)}, and failed with {type(error).__name__}: "
+            f"{error}; if it should be called otherwise, {_REMEDY}"
+        ) from error
+
+
+def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How to call the model."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    by_name = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    variadic = [one for one in parameters if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    needed = [one for one in parameters if one.default is one.empty and one not in variadic]
+    if not isinstance(inputs, dict):
+        several = isinstance(inputs, tuple | list) and len([one for one in needed if one in positional]) > 1
+        return (tuple(inputs), {}) if several else ((inputs,), {})
+    anything = any(one.kind is one.VAR_KEYWORD for one in variadic)
     given = {key: part for key, part in inputs.items() if key in by_name or (anything and isinstance(part, Tensor))}
-    if set(needed) <= set(given) and given and any(key in by_name for key in given):
-        return model(**given)
-    tensors = [part for part in inputs.values() if isinstance(part, Tensor)]
-    if len(inputs) == 1 or (len(tensors) == 1 and len(needed) == 1):
-        return model(*(tensors or inputs.values()))
-    if len(needed) == 1 or (not needed and len(by_name) == 1):
-        return model(dict(inputs))
+    if given and {one.name for one in needed} <= set(given):
+        return (), given
+    if len(needed) == 1 or (not needed and len(positional) == 1):
+        only = (needed or positional)[0]
+        whole = only.name in _WHOLE or getattr(only.annotation, "__origin__", only.annotation) in (dict, Mapping)
+        tensors = [part for part in inputs.values() if isinstance(part, Tensor)]
+        single = tensors if len(tensors) == 1 else list(inputs.values())
+        return ((dict(inputs),), {}) if whole or len(single) > 1 else ((single[0],), {})
     raise ValueError(
         f"the batch holds {list(inputs)} beside the targets, but {type(model).__name__}.forward takes "
-        f"{[one.name for one in known]}: the names must fit; else " + _REMEDY
+        f"{[one.name for one in parameters]}: the names must fit; else " + _REMEDY
     )
 
 
@@ -180,7 +198,14 @@ def forward_logits(model: nn.Module, batch: Any, forward_fn: ForwardFn | None, *
             )
         output, targets = outcome[:2]
         tokens = _check_tokens(outcome[2]) if len(outcome) == 3 else tokens
-    logits, targets = _binary(find_logits(output), targets, check)
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf":
+        targets = torch.from_numpy(targets)
+    if isinstance(targets, list | tuple) and targets and all(isinstance(one, bool | int | float) for one in targets):
+        targets = torch.tensor(targets)
+    logits = find_logits(output)
+    if isinstance(targets, Tensor) and isinstance(logits, Tensor):
+        targets = targets.to(logits.device)
+    logits, targets = _binary(logits, targets, check)
     _check_logits(logits)
     labels = _check_targets(targets, logits, check)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -12,11 +12,12 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler, normalize
-from torch import Tensor
 
+from lightning_neuroimp.batches import labels_of
 from lightning_neuroimp.identities import agreement
 from lightning_neuroimp.probe import Gather, ProbeSet
 from lightning_neuroimp.results import ClusterTable, Site
+from lightning_neuroimp.rows import values_to_ids
 
 MAX_CLUSTERS = 20
 """More groups than this, by labels or by a callable, are refused: nobody reads so many curves."""
@@ -51,12 +52,18 @@ class KMeansClusters:
     def __post_init__(self) -> None:
         if isinstance(self.n_clusters, tuple | list):
             ends = tuple(self.n_clusters)
-            if len(ends) != 2 or not 2 <= ends[0] <= ends[1] <= MAX_CLUSTERS:
+            if (
+                len(ends) != 2
+                or not all(isinstance(end, int) for end in ends)
+                or not 2 <= ends[0] <= ends[1] <= MAX_CLUSTERS
+            ):
                 raise ValueError(
                     f"n_clusters must be a number, or a pair (least, most) from 2 to {MAX_CLUSTERS}, got "
                     f"{self.n_clusters!r}"
                 )
             object.__setattr__(self, "n_clusters", ends)
+        elif not isinstance(self.n_clusters, int):
+            raise ValueError(f"n_clusters must be a number, or a pair (least, most), got {self.n_clusters!r}")
         elif self.n_clusters < 2:
             raise ValueError(f"n_clusters must be at least 2, got {self.n_clusters}")
         if self.scale not in (None, "standard", "l2"):
@@ -194,7 +201,7 @@ def class_numbers(classes: Collection[Any] | None, class_names: Sequence[str]) -
     """
     if classes is None:
         return None
-    if isinstance(classes, str) or not len(classes):
+    if isinstance(classes, str) or not isinstance(classes, Collection) or len(classes) == 0:
         raise ValueError(f"classes must be a list of class numbers or names, got {classes!r}")
     return tuple(dict.fromkeys(_class_number(one, class_names) for one in classes))
 
@@ -208,6 +215,17 @@ def _class_number(one: Any, class_names: Sequence[str]) -> int:
     if isinstance(one, Integral) and not isinstance(one, bool) and int(one) >= 0:
         return int(one)
     raise ValueError(f"a class must be a number from 0 on, or a name, got {one!r}")
+
+
+def check_class_names(class_names: Any) -> tuple[str, ...]:
+    """Names of all classes.
+
+    Raises:
+        ValueError: if it is no sequence of strings.
+    """
+    if isinstance(class_names, str) or not isinstance(class_names, Collection):
+        raise ValueError(f"class_names must be a list with the name of each class, got {class_names!r}")
+    return tuple(map(str, class_names))
 
 
 def class_name(number: int, class_names: Sequence[str]) -> str | None:
@@ -261,25 +279,6 @@ class ClassClusters:
         }
 
 
-def values_to_ids(values: Any, n_samples: int, of: str = "clusters") -> list[Any]:
-    """A callable's outcome for one batch as a list of integers or strings.
-
-    Raises:
-        ValueError: if it is not one integer or string per sample.
-    """
-    plain = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
-    if (
-        isinstance(plain, list | tuple)
-        and len(plain) == n_samples
-        and all(isinstance(value, Integral | str) for value in plain)
-    ):
-        return [value if isinstance(value, str) else int(value) for value in plain]
-    raise ValueError(
-        f"the {of} callable must return one integer or string for each of the {n_samples} samples of a batch, got "
-        f"a {type(values).__name__}: {str(values)[:80]}"
-    )
-
-
 def assign_by_callable(
     function: Callable[..., Any], probe: ProbeSet, batch_size: int | None, gather: Gather
 ) -> tuple[Int[np.ndarray, " sample"], dict[int, str]]:
@@ -290,7 +289,7 @@ def assign_by_callable(
     """
     values: list[Any] = []
     for batch, index in probe.batches(batch_size):
-        values += values_to_ids(function(batch), len(index))
+        values += values_to_ids(function(batch), len(index), "the clusters callable")
     distinct = sorted({value for share in gather(sorted(set(values), key=str)) for value in share}, key=str)
     check_number(len(distinct))
     if all(isinstance(value, int) and value >= 0 for value in distinct):
@@ -320,25 +319,45 @@ def check_number(n_clusters: int, *, so_far: bool = False) -> None:
 
 
 def assign_groups(
-    groups: Callable[..., Any], probe: ProbeSet, batch_size: int | None, gather: Gather
-) -> Int[np.ndarray, " sample"]:
+    groups: Callable[..., Any],
+    probe: ProbeSet,
+    batch_size: int | None,
+    gather: Gather,
+    cluster: Int[np.ndarray, " local"] | None = None,
+) -> Int[np.ndarray, " local"]:
     """A half for each sample of a probe set, the same for all samples of a group.
 
-    Groups go one by one, the largest first, to the half that has fewer samples so far.
+    Groups go one by one, the largest first, to the half in which their clusters have fewer samples so far.
+
+    Args:
+        groups: `batch -> one integer or string per sample`.
+        probe: of this process.
+        batch_size: of the batches.
+        gather: collects from processes.
+        cluster: of each sample, as far as it is known; None: by label where the batches show them.
 
     Raises:
         ValueError: if the callable does not return one integer or string per sample.
     """
     mine: list[Any] = []
+    strata: list[int] = []
     for batch, index in probe.batches(batch_size):
-        mine += values_to_ids(groups(batch), len(index), "groups")
-    everybody = [value for share in gather(mine) for value in share]
-    counts = Counter(everybody)
+        mine += values_to_ids(groups(batch), len(index), "the groups callable")
+        labels = labels_of(batch)
+        strata += [-1] * len(index) if labels is None or len(labels) != len(index) else labels.tolist()
+    if cluster is not None:
+        strata = cluster.tolist()
+    members: dict[Any, Counter[int]] = {}
+    for share in gather((mine, strata)):
+        for value, stratum in zip(*share, strict=True):
+            members.setdefault(value, Counter())[stratum] += 1
     half: dict[Any, int] = {}
-    filled = [0, 0]
-    for value in sorted(counts, key=lambda value: (-counts[value], str(value))):
-        half[value] = int(filled[1] < filled[0])
-        filled[half[value]] += counts[value]
+    filled: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+    for value in sorted(members, key=lambda value: (-members[value].total(), str(value))):
+        # how much less even its clusters get by going to the second half rather than to the first one
+        tilt = sum(count * (filled[1][stratum] - filled[0][stratum]) for stratum, count in members[value].items())
+        half[value] = int(tilt < 0 or (tilt == 0 and filled[1].total() < filled[0].total()))
+        filled[half[value]].update(members[value])
     return np.array([half[value] for value in mine], np.int64)
 
 

@@ -25,7 +25,10 @@ class EmbeddingTap:
 
     def __init__(self, model: nn.Module, layer: str | Site | None) -> None:
         self._model = model
-        self._site = None if layer is None else find_sites(model, layer)[0]
+        sites = () if layer is None else find_sites(model, layer)
+        if len(sites) > 1:
+            raise ValueError(f"the embedding must be one layer, got {', '.join(map(str, sites))}")
+        self._site = sites[0] if sites else None
         self._embedding: Tensor | None = None
         self._axis = -1
         self._tracker = AxisTracker()

@@ -121,7 +121,7 @@ def default_description(batch: Any) -> Description:
     texts = [part for part in parts if isinstance(part, str)]
     if texts:
         return texts[0]
-    arrays = [to_numpy(part)[0] for part in parts if isinstance(part, Tensor) and part.ndim]
+    arrays = [np.asarray(to_numpy(part)[0]) for part in parts if isinstance(part, Tensor) and part.ndim]
     for array in arrays:
         if _is_picture(array):
             return as_picture(array)

@@ -1,5 +1,6 @@
 """ablate(model, site, neurons): a model without some neurons, for one's own evaluation."""
 
+import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_neuroimp.batches import find_tokens
 from lightning_neuroimp.results import Removal, Site
 from lightning_neuroimp.sites import AxisTracker, along_axis, along_positions, chosen_positions, find_sites
 from lightning_neuroimp.tap import Tap, read, write
@@ -21,29 +23,40 @@ def ablate(
     neurons: Sequence[int] | np.ndarray | Tensor,
     *,
     baseline: float | str | Sequence[float] | np.ndarray | Tensor | None = None,
+    tokens: Tensor | None = None,
 ) -> Iterator[None]:
     """Inside this context the model runs without some neurons of a layer: they are set to their baseline.
 
-    Gradients flow through the other neurons. Nothing else about the model is changed, and the hook is gone afterwards,
-    also after an exception. Neurons are removed in every call of the module, unless the site names one; at all
-    positions, also padded ones, unless it names one. Compiled code runs eagerly inside, as it would ignore hooks.
+    Gradients flow through the other neurons. Nothing else about the model is changed, and the hooks are gone
+    afterwards, also after an exception. Neurons are removed in every call of the module, unless the site names one
+    (counted in each call of the outermost module); at all positions, also padded ones, unless it names one. Compiled
+    code runs eagerly inside, as it would ignore hooks.
 
     Args:
         model: any module.
-        site: name of the layer, a `Site`, or the `Removal` of results, with its baseline: `results["encoder.1"].removal`.
+        site: name of the layer, a `Site`, or the `Removal` of results, which brings its baseline along:
+            `results["encoder.1"].removal`.
         neurons: their numbers, or a mask with one boolean for each.
         baseline: what they are set to: one number, or one for each channel of the layer. By default that of the
             removal, else 0.
+        tokens: (sample, token), true where a token is no padding, for sites that name a position; by default the mask
+            that the model is called with, such as `attention_mask`.
 
     Raises:
-        ValueError: if the layer or a neuron is not there, or the baseline depends on the sample.
+        ValueError: if the layer or a neuron is not there, several layers are named, or the baseline depends on the
+            sample.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> with ablate(model, "1", [0, 2]):
     ...     logits = model(torch.ones(1, 2))
     """
     removal = site if isinstance(site, Removal) else None
-    where = find_sites(model, site if removal is None else removal.where)[0]
+    sites = find_sites(model, site if removal is None else removal.where)
+    if len(sites) > 1:
+        raise ValueError(
+            f"one layer at a time, got {', '.join(map(str, sites))}: nest `with ablate(...)` to remove from several"
+        )
+    where = sites[0]
     value = _baseline(removal, baseline)
     chosen = torch.as_tensor(np.asarray(neurons.cpu() if isinstance(neurons, Tensor) else neurons))
     chosen = chosen.reshape(-1)
@@ -56,12 +69,13 @@ def ablate(
         activation = read(where, module, found)
         axis = tracker.axis(where, module, activation) if removal is None else removal.axis
         gone = along_axis(_mask(where, chosen, activation, axis), axis, activation.ndim)
-        positions = chosen_positions(where, activation, axis, None)
+        positions = chosen_positions(where, activation, axis, calls.tokens if tokens is None else tokens != 0)
         if positions is not None:
             gone = gone & along_positions(positions, axis)
         return write(where, module, found, torch.where(gone, _shaped(where, value, activation, axis), activation))
 
     tap = Tap(where, visit)
+    calls = _Outermost(tap)
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -70,8 +84,8 @@ def ablate(
         stack.enter_context(tap.attach(model))
         if removal is None:
             stack.enter_context(tracker.watch(model))
-        handle = model.register_forward_pre_hook(lambda module, args: tap.reset())
-        stack.callback(handle.remove)
+        if where.call is not None or where.position is not None:
+            stack.enter_context(calls.watch(model))
         yield
     if not reached:
         warnings.warn(
@@ -79,6 +93,41 @@ def ablate(
             "and choose a layer that it calls",
             stacklevel=3,
         )
+
+
+class _Outermost:
+    """Notices where a forward pass begins, and the mask that it is given.
+
+    Attributes:
+        tokens: true where a token is no padding; None without a mask.
+    """
+
+    def __init__(self, tap: Tap) -> None:
+        self.tokens: Tensor | None = None
+        self._tap, self._depth = tap, 0
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[None]:
+        """Hold the hooks inside this context."""
+        with ExitStack() as stack:
+            for module in model.modules():
+                before = module.register_forward_pre_hook(self._open, prepend=True, with_kwargs=True)
+                after = module.register_forward_hook(self._close, always_call=True)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            yield
+
+    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._depth:
+            self._tap.reset()
+            names = inspect.signature(module.forward).parameters
+            self.tokens = find_tokens({**dict(zip(names, args, strict=False)), **kwargs})
+            if self.tokens is None and args:
+                self.tokens = find_tokens(args[0])
+        self._depth += 1
+
+    def _close(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._depth -= 1
 
 
 def _baseline(removal: Removal | None, baseline: Any) -> Tensor:

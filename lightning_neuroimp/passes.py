@@ -25,7 +25,7 @@ from lightning_neuroimp.removal import Placed, TargetFn, baseline_of, explained_
 from lightning_neuroimp.replay import Outcome, Replayer
 from lightning_neuroimp.results import Removal, Site, SiteActivity
 from lightning_neuroimp.rows import to_device, to_numpy
-from lightning_neuroimp.sites import along_positions, chosen_positions, count_positions, sum_positions
+from lightning_neuroimp.sites import along_positions, chosen_positions, count_positions, sum_positions, token_axis
 from lightning_neuroimp.watch import Watch
 
 
@@ -79,13 +79,14 @@ class Passes:
         target_class: str | int = "label",
         donors: Donors | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size}")
         self.model, self.probe, self.forward_fn = model, probe, forward_fn
         self.batch_size, self.gather, self.progress = batch_size, gather, progress
         self.target_class, self.donors = target_class, donors
         self.sites = {str(site): site for site in sites}
         self.skipped: dict[str, str] = {}
+        self.remarks: dict[str, str] = {}  # per site, on padding
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -112,7 +113,7 @@ class Passes:
                 with watch.record(self.model, len(index)):
                     said = forward_logits(self.model, batch, self.forward_fn)
                 logits = said.logits
-                if len(watch.skipped) == len(self.sites):
+                if watch.sites and len(watch.skipped) == len(watch.sites):
                     reason = next(iter(watch.skipped.values()))
                     raise ValueError(f"none of the layers can be explained; for instance, {reason}")
                 if len(logits) != len(index):
@@ -138,13 +139,19 @@ class Passes:
         for name, reason in watch.skipped.items():
             self.skipped.setdefault(name, reason)
 
-    def survey(self, tap: EmbeddingTap, *, required: bool) -> tuple[Samples, dict[str, np.ndarray]]:
-        """The forward pass before: embeddings, predictions, and the mean activation of each neuron of each site."""
+    def survey(self, tap: EmbeddingTap, *, required: bool, averaged: bool) -> tuple[Samples, dict[str, np.ndarray]]:
+        """The forward pass before: embeddings, predictions, and the mean activation of each channel of each site.
+
+        Args:
+            tap: of the embeddings.
+            required: whether there must be embeddings.
+            averaged: whether means are asked for.
+        """
         samples = Samples()
-        watch = Watch(list(self.sites.values()), gradients=False)
+        watch = Watch(list(self.sites.values()) if averaged else [], gradients=False)
         totals: dict[str, np.ndarray] = {}
         counts: dict[str, int] = {}
-        with self._timed("survey", "embeddings and means") as tick, torch.no_grad():
+        with self._timed("survey", "survey") as tick, torch.no_grad():
             for _, said, _, _ in self._passes(watch, tap, samples, tick, required=required):
                 for name, output in watch.outputs.items():
                     axis = watch.axes[name]
@@ -217,7 +224,7 @@ class Passes:
                 if fixed_halves is None:
                     half = halves.deal(cluster, samples.correct[-1])
                 else:
-                    half = np.where(cluster < 0, -1, fixed_halves[rows])
+                    half = np.where(cluster < 0, -1, np.maximum(fixed_halves[rows], 0))
                 samples.cluster.append(cluster)
                 samples.half.append(half)
                 group = groups.of(cluster, half)
@@ -271,6 +278,8 @@ class Passes:
             name: chosen_positions(self.sites[name], output, watch.axes[name], said.tokens)
             for name, output in outputs.items()
         }
+        for name, output in outputs.items():
+            self._remark(name, output, watch.axes[name], positions[name], said.tokens)
         if self.donors is None:
             return {name: Placed(one) for name, one in positions.items()}
         given: dict[str, list[Any]] = {name: [] for name in outputs}
@@ -286,6 +295,20 @@ class Passes:
                 name: Placed(positions[name], donate(output.detach(), watch.axes[name], positions[name], given[name]))
                 for name, output in outputs.items()
             }
+
+    def _remark(self, name: str, output: Tensor, axis: int, positions: Tensor | None, tokens: Tensor | None) -> None:
+        """What a reader should know about padding at a site."""
+        where, site = token_axis(output.ndim, axis), self.sites[name]
+        if tokens is not None and where is not None and output.shape[where] != tokens.shape[1] and not tokens.all():
+            self.remarks.setdefault(
+                name,
+                f"the mask has {tokens.shape[1]} tokens and the layer {output.shape[where]} positions, so that padding "
+                "counts there; forward_fn may return (logits, targets, tokens) with a mask of the layer's length",
+            )
+        if positions is not None and site.position is not None and not positions.any(1).all():
+            self.remarks.setdefault(
+                name, f"some samples have no position {site.position}; nothing is scored or removed there"
+            )
 
     def _forward(self, batch: Any) -> Outcome:
         """What the model says of a batch that has been checked before."""

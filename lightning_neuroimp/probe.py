@@ -17,7 +17,16 @@ from jaxtyping import Int, UInt64
 
 from lightning_neuroimp.batches import labels_of
 from lightning_neuroimp.rows import batch_size as batch_size_of
-from lightning_neuroimp.rows import bytes_per_sample, empty_rows, fingerprint, set_row, signature, take_rows, unpacked
+from lightning_neuroimp.rows import (
+    bytes_per_sample,
+    empty_rows,
+    fingerprint,
+    set_row,
+    signature,
+    take_rows,
+    unpacked,
+    values_to_ids,
+)
 
 Stratify = bool | Callable[..., Any]
 """Whether to draw as many samples of each label; or a callable, `batch -> one value per sample`, for other strata."""
@@ -116,6 +125,8 @@ class ProbeSampler:
         classes: Collection[int] | None = None,
     ) -> None:
         for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
+            if not isinstance(value, int):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= seed < 2**32:
@@ -157,10 +168,6 @@ class ProbeSampler:
         self.largest_batch = max(self.largest_batch, size)
         if self.classes is not None and labels is not None and len(labels) == size:
             index = np.where(np.isin(labels, self.classes), index, -1)
-        if strata is not None and len(strata) != size:
-            raise ValueError(
-                f"stratify must give one value for each of the {size} samples of a batch, got {len(strata)}"
-            )
         keys = sample_keys(index, self.seed)
         limit = max(self._limits.get(one, 2**64) for one in set(strata)) if strata else self._limits.get(None, 2**64)
         candidates = np.flatnonzero((index >= 0) & (keys <= np.uint64(limit - 1)))
@@ -194,12 +201,11 @@ class ProbeSampler:
             if labels is None:
                 raise ValueError(
                     "stratify=True needs class labels in the batch, of the form (inputs, targets) or in a mapping with "
-                    "a key 'labels', 'label', 'targets', 'target' or 'y'; else pass stratify=, a callable (batch) -> "
-                    "one value per sample"
+                    "a key 'labels', 'label', 'targets', 'target' or 'y'; else, and for one-hot labels, pass a "
+                    "callable, such as stratify=lambda batch: batch[1].argmax(1)"
                 )
             return list(labels.tolist())
-        values = self.stratify(batch)
-        return list(values.tolist() if isinstance(values, torch.Tensor | np.ndarray) else values)
+        return list(values_to_ids(self.stratify(batch), batch_size_of(unpacked(batch)), "the stratify callable"))
 
     def _make_room(self, stratum: Hashable, key: int) -> bool:
         """Drop a sample from the stratum that would have the most with a new one; False: the new one itself goes."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -50,10 +51,16 @@ class Site:
     def __post_init__(self) -> None:
         if self.side not in ("output", "input"):
             raise ValueError(f"side of a site must be 'output' or 'input', got {self.side!r}")
-        if self.call is not None and self.call < 0:
-            raise ValueError(f"call of a site must be 0 or more (0 is the first), got {self.call}")
-        if self.group < 1:
-            raise ValueError(f"group of a site must be at least 1, got {self.group}")
+        for field, least in (("call", 0), ("group", 1), ("sample_axis", 0), ("position", None), ("axis", None)):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ValueError(f"{field} of a site must be an integer, got {value!r}")
+            if least is not None and int(value) < least:
+                hint = " (0 is the first)" if field == "call" else ""
+                raise ValueError(f"{field} of a site must be {least} or more{hint}, got {value}")
+            object.__setattr__(self, field, int(value))
 
     def __str__(self) -> str:
         parts = [

@@ -8,6 +8,7 @@ samples; or a list of objects, one per sample; or a batch of graphs that knows h
 import copy
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
+from numbers import Integral
 from typing import Any
 from zlib import crc32
 
@@ -26,6 +27,7 @@ def batch_size(batch: Any) -> int:
     >>> batch_size({"image": torch.zeros(3, 8), "label": torch.zeros(3)})
     3
     """
+    _check_leaves(batch)
     sizes: set[int] = set()
     _collect_sizes(batch, sizes)
     if len(sizes) == 1:
@@ -83,19 +85,26 @@ def set_row(rows: Any, place: int, batch: Any, row: int, size: int | None) -> No
             set_row(target, place, part, row, size)
 
 
-def fingerprint(batch: Any) -> int:
-    """A checksum of a batch's content, by which samples are told apart."""
+def fingerprint(batch: Any, depth: int = 0) -> int:
+    """A checksum of a batch's content, by which samples are told apart.
+
+    Args:
+        batch: anything.
+        depth: of objects in objects; from the fifth on only their class counts, as they may know each other.
+    """
     if isinstance(batch, Tensor):
         return crc32(batch.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     if isinstance(batch, np.ndarray):
         return crc32(batch.tobytes())
     if isinstance(batch, Mapping):
-        return crc32(repr([(key, fingerprint(part)) for key, part in batch.items()]).encode())
-    if _parts(batch) or _is_sequence(batch):
-        return crc32(repr([fingerprint(part) for part in _parts(batch)]).encode())
-    if type(batch).__repr__ is object.__repr__:  # its address, other in every run
-        return crc32(type(batch).__name__.encode())
-    return crc32(repr(batch).encode())
+        return crc32(repr([(key, fingerprint(part, depth)) for key, part in batch.items()]).encode())
+    if _parts(batch) or isinstance(batch, tuple | list):
+        return crc32(repr([fingerprint(part, depth) for part in _parts(batch)]).encode())
+    if isinstance(batch, _PLAIN):
+        return crc32(repr(batch).encode())
+    content = batch.to_dict() if hasattr(type(batch), "to_dict") else getattr(batch, "__dict__", None)
+    known = fingerprint(content, depth + 1) if isinstance(content, dict) and depth < _DEEPEST else 0
+    return crc32(repr((type(batch).__name__, known)).encode())
 
 
 def signature(batch: Any, size: int) -> Hashable:
@@ -139,6 +148,23 @@ def _collect_sizes(batch: Any, sizes: set[int]) -> None:
             _collect_sizes(part, sizes)
 
 
+_DEEPEST = 4
+_PLAIN = (str, bytes, int, float, complex, bool, np.generic, torch.dtype, torch.device, type(None))
+
+
+def _check_leaves(batch: Any) -> None:
+    """Refuse what might hold samples and cannot be divided: kept whole, it would be paired with others' labels."""
+    if isinstance(batch, (Tensor, np.ndarray, _Column, *_PLAIN)) or _is_objects(batch):
+        return
+    if not isinstance(batch, tuple | list) and fields_of(batch) is None:
+        raise ValueError(
+            f"a batch holds {describe(batch)}, which cannot be divided into samples; let the loader's collate_fn "
+            "return tensors, or a list with one object for each sample, which forward_fn joins"
+        )
+    for part in _parts(batch):
+        _check_leaves(part)
+
+
 def _parts(batch: Any) -> list[Any]:
     """What a container holds; nothing for anything else."""
     if isinstance(batch, tuple | list):
@@ -165,9 +191,7 @@ def unpacked(batch: Any) -> Any:
     """With batches of graphs as lists of their graphs."""
     if _packs(batch):
         return _Packed(batch.to_data_list(), type(batch))
-    if isinstance(batch, tuple | list) and any(map(_packs, batch)):
-        return _rebuild(batch, [unpacked(part) for part in batch])
-    return batch
+    return batch if isinstance(batch, _Column) or _is_objects(batch) else map_parts(unpacked, batch)
 
 
 def _packs(batch: Any) -> bool:
@@ -249,3 +273,27 @@ def to_numpy(tensor: Shaped[Tensor, "..."]) -> Shaped[np.ndarray, "..."]:
     if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
     return tensor.cpu().numpy()
+
+
+def values_to_ids(values: Any, n_samples: int, of: str) -> list[int | str]:
+    """What a callable gave for one batch as a list of integers or strings.
+
+    Args:
+        values: its outcome.
+        n_samples: of the batch.
+        of: who gave it, for the message.
+
+    Raises:
+        ValueError: if it is not one integer or string per sample.
+    """
+    plain = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
+    if (
+        isinstance(plain, list | tuple)
+        and len(plain) == n_samples
+        and all(isinstance(value, Integral | str) for value in plain)
+    ):
+        return [value if isinstance(value, str) else int(value) for value in plain]
+    raise ValueError(
+        f"{of} must return one integer or string for each of the {n_samples} samples of a batch, got "
+        f"a {type(values).__name__}: {str(values)[:80]}"
+    )

@@ -102,6 +102,8 @@ def _with_sample_axis(model: nn.Module, site: Site) -> Site:
 
 def _batch_first(module: nn.Module) -> bool:
     """False where everything inside has the samples on axis 1."""
+    if isinstance(module, nn.Transformer):
+        return bool(module.batch_first)
     if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
         module = module.layers[0]
     if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
@@ -127,14 +129,18 @@ class AxisTracker:
     """Remembers, during a forward pass, along which axis the layer that ran last counts its neurons."""
 
     def __init__(self) -> None:
-        self._last: int | None = None
+        self._last: tuple[int, torch.Size] | None = None  # axis, shape
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
         """Follow the model's layers inside this context."""
 
         def note(module: nn.Module, args: object, output: object) -> None:
-            self._last = _own_axis(module)
+            first = output[0] if isinstance(output, tuple) and output else output
+            axis = _own_axis(module)
+            if axis is not None and isinstance(first, Tensor) and first.ndim > 1:
+                found = _fitting(first.shape, axis, _width(module, "output"))
+                self._last = None if found is None else (found, first.shape)
 
         handles = []
         try:
@@ -179,19 +185,63 @@ class AxisTracker:
             return given + 1 if given < sample_axis else given
         if tensor.ndim == 2:
             return 1
-        own = _own_axis(module)
-        own = self._last if own is None else own
-        if own is None:
+        shape = tensor.shape if not sample_axis else tensor.movedim(0, sample_axis).shape
+        found = self._guess(module, site.side, shape)
+        if found is None or found == sample_axis:
             raise ValueError(
                 f"cannot tell the neuron axis of layer {site.name!r} ({type(module).__name__}) with an {site.side} of "
-                f"shape {tuple(tensor.shape)}: no linear or convolutional layer ran before it; "
+                f"shape {tuple(shape)}: no linear or convolutional layer with as many channels ran before it; "
                 f"pass Site({site.name!r}, axis=...) in layers"
             )
-        return own % tensor.ndim
+        return found + 1 if found < sample_axis else found
+
+    def _guess(self, module: nn.Module, side: str, shape: torch.Size) -> int | None:
+        """By the layer itself, or as the layer counts that ran last, if the sizes bear it out."""
+        own = _own_axis(module)
+        if own is not None:
+            return _fitting(shape, own, _width(module, side))
+        if self._last is None:
+            return None
+        axis, before = self._last
+        if len(shape) == len(before) and all(
+            size == then for place, (size, then) in enumerate(zip(shape, before, strict=True)) if place != axis
+        ):
+            return axis
+        return _only(shape, before[axis])  # it may have been transposed or flattened since
 
 
 def _own_axis(module: nn.Module) -> int | None:
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
+        return None  # over space too: it counts as the layer before it does
     return -1 if isinstance(module, _LAST) else 1 if isinstance(module, _SECOND) else None
+
+
+_WIDTHS = {
+    "output": ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim"),
+    "input": ("in_features", "in_channels", "num_features", "num_channels"),
+}
+
+
+def _width(module: nn.Module, side: str) -> int | None:
+    """How many channels a layer says that it has; None where it does not say."""
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return None  # its outputs and states are of several widths, and always on the last axis
+    shape = getattr(module, "normalized_shape", None)
+    if isinstance(shape, tuple | list | torch.Size) and shape:
+        return int(shape[-1])
+    found = [getattr(module, name, None) for name in _WIDTHS[side]]
+    return next((width for width in found if isinstance(width, int)), None)
+
+
+def _fitting(shape: torch.Size, axis: int, width: int | None) -> int | None:
+    """The axis if its size is the width, else the only one that is of this size."""
+    axis %= len(shape)
+    return axis if width is None or shape[axis] == width else _only(shape, width)
+
+
+def _only(shape: torch.Size, width: int) -> int | None:
+    found = [axis for axis in range(1, len(shape)) if shape[axis] == width]
+    return found[0] if len(found) == 1 else None
 
 
 def token_axis(ndim: int, axis: int) -> int | None:
@@ -212,22 +262,28 @@ def chosen_positions(
         tokens: True where a token is no padding; ignored where the activations have other positions.
 
     Raises:
-        ValueError: if a position is named and the activations have no one axis of positions, or too short a one.
+        ValueError: if a position is named and the activations have no one axis of positions, not so many positions,
+            or padding that the mask does not tell.
     """
     where = token_axis(activation.ndim, axis)
     length = None if where is None else activation.shape[where]
-    if tokens is not None and tokens.shape[1:] != (length,):
-        tokens = None
+    fitting = tokens is not None and tokens.shape[1:] == (length,)
     if site.position is None:
-        return tokens
+        return tokens if fitting else None
     if length is None:
         raise ValueError(
             f"position={site.position} of layer {site.name!r} needs one axis of positions beside samples and neurons, "
             f"but its {site.side} has shape {tuple(activation.shape)}"
         )
-    if not -length <= site.position < length:
+    if not fitting and not -length <= site.position < length:
         raise ValueError(f"position={site.position} of layer {site.name!r}: it has {length} positions")
-    if tokens is None:
+    if tokens is not None and not fitting and site.position < 0 and not bool(tokens.all()):
+        raise ValueError(
+            f"position={site.position} of layer {site.name!r} counts from the last unpadded position, but the mask has "
+            f"{tokens.shape[1]} tokens and the layer {length} positions; let forward_fn return (logits, targets, "
+            "tokens) with a mask of the layer's length"
+        )
+    if tokens is None or not fitting:
         tokens = torch.ones(len(activation), length, dtype=torch.bool, device=activation.device)
     number = tokens.cumsum(1)  # of each token, from 1, padding not counted
     asked = site.position + 1 if site.position >= 0 else number[:, -1:] + site.position + 1

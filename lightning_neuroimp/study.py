@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from torch import nn
 
 from lightning_neuroimp import agreement, identities
@@ -14,9 +15,10 @@ from lightning_neuroimp.batches import ForwardFn
 from lightning_neuroimp.clusters import ClassClusters, Clusters, KMeansClusters
 from lightning_neuroimp.donors import Donors
 from lightning_neuroimp.embedding import EmbeddingTap
+from lightning_neuroimp.importance import Halves
 from lightning_neuroimp.isolation import undisturbed
-from lightning_neuroimp.passes import Passes
-from lightning_neuroimp.probe import Gather, ProbeSet, Stratify, alone
+from lightning_neuroimp.passes import Passes, Samples
+from lightning_neuroimp.probe import Gather, ProbeSet, Stratify, alone, sample_keys
 from lightning_neuroimp.progress import Progress, resolve_progress
 from lightning_neuroimp.removal import (
     TargetFn,
@@ -60,7 +62,8 @@ def neuron_importance(
 
     Takes one forward and one backward pass per batch of the probe set for all layers and attributions together, and
     one forward pass before where KMeans needs embeddings or the baseline is the mean, and one more beside it where the
-    baseline is resampled.
+    baseline is resampled. One more before, too, where samples have several shapes or are spread over processes: the
+    halves of the clusters shall not depend on that.
 
     Args:
         model: a classifier; called with the inputs of a batch, unless `forward_fn` is given. Left as it was found.
@@ -105,13 +108,18 @@ def neuron_importance(
     target_name, target_fn = check_target(target)
     baseline, target_class = check_baseline(baseline), check_target_class(target_class)
     clustering.check_clusters(clusters)
+    class_names = clustering.check_class_names(class_names)
     chosen = clustering.class_numbers(classes, class_names)
+    if groups is not None and not callable(groups):
+        raise ValueError(f"groups must be a callable (batch) -> one integer or string per sample, got {groups!r}")
     by_class = ClassClusters(clusters, class_names) if isinstance(clusters, str | Mapping) else None
     kmeans = clusters if isinstance(clusters, KMeansClusters) else None
     sites = {str(site): site for site in find_sites(model, layers)}
     with undisturbed(model):
         # drawn inside: to iterate over a DataLoader moves torch's random state
-        probe = draw_probe(batches, max_samples, max_bytes, seed, stratify, chosen)
+        # labels that only forward_fn knows cannot be told before
+        drawn = chosen if forward_fn is None else None
+        probe = draw_probe(batches, max_samples, max_bytes, seed, stratify, drawn)
         earlier = None if previous is None or not same_samples(probe, previous, gather) else previous
         table = None if earlier is None else earlier.clusters
         donors = Donors(probe, seed) if baseline == "resample" else None
@@ -128,10 +136,16 @@ def neuron_importance(
         )
         tap = EmbeddingTap(model, None if kmeans is None else kmeans.embedding)
         names: dict[int, str] = {}
-        assigned = means = history = None
-        if kmeans is not None or baseline == "mean":
-            survey, means = passes.survey(tap, required=kmeans is not None)
+        assigned = history = survey = None
+        means: dict[str, np.ndarray] = {}
+        # in one pass samples come by shape and by process: to be dealt to the halves in an order of their own, what is
+        # known of them must be known before
+        several_shapes = gather(len(probe.groups) > 1)
+        scattered = groups is None and (any(several_shapes) or len(several_shapes) > 1)
+        if kmeans is not None or baseline == "mean" or scattered:
+            survey, means = passes.survey(tap, required=kmeans is not None, averaged=baseline == "mean")
         if kmeans is not None:
+            assert survey is not None
             number = kmeans.assign(survey.embedding, survey.index, table, seed)
             # everybody takes the first process's clusters: the same code may round differently elsewhere
             named, history = gather(identities.keep_identities(number, survey.index, table)[::2])[0]
@@ -139,11 +153,15 @@ def neuron_importance(
             assigned = np.array([place[sample] for sample in probe.index.tolist()], np.int64)
         elif callable(clusters):
             assigned, names = clustering.assign_by_callable(clusters, probe, batch_size, gather)
-        halves = None if groups is None else clustering.assign_groups(groups, probe, batch_size, gather)
+        halves = None
+        if groups is not None:
+            halves = clustering.assign_groups(groups, probe, batch_size, gather, assigned)
+        elif survey is not None:
+            halves = _deal(survey, assigned if assigned is not None else by_class, probe, chosen, seed, gather)
 
         def removal_of(site: str, axis: int, n_channels: int) -> Removal:
             value = np.full(n_channels, {"zero": 0.0, "resample": np.nan}.get(str(baseline), 0.0))
-            if means is not None and baseline == "mean":
+            if baseline == "mean":
                 value = means[site]
             elif isinstance(baseline, float):
                 value = np.full(n_channels, baseline)
@@ -177,6 +195,21 @@ def neuron_importance(
         history = np.stack([samples.cluster, samples.index], 1)[samples.cluster >= 0]
     importances = []
     notes = [f"{name}: passed over, {reason}" for name, reason in passes.skipped.items()]
+    notes += [f"{name}: {remark}" for name, remark in passes.remarks.items()]
+    missing = sorted(set(chosen or ()) - set(np.unique(samples.label).tolist()))
+    if missing:
+        notes.append(f"no probe sample has a label among {missing}, which classes= asks for")
+    if groups is not None:
+        whole = [
+            names.get(key, f"cluster {key}")
+            for key in ids.tolist()
+            if len(set(samples.half[samples.cluster == key].tolist())) < 2
+        ]
+        if whole:
+            notes.append(
+                f"all samples of {', '.join(map(str, whole))} are in one half, as groups= does not allow to divide "
+                "them: there is nothing to judge their rankings on"
+            )
     outside = int((samples.finite & (samples.cluster < 0)).sum())
     if outside:
         notes.append(f"{outside} of {len(samples.index)} samples are in no cluster")
@@ -237,6 +270,29 @@ def neuron_importance(
         tuple(notes),
         activities=scores.activities,
     )
+
+
+def _deal(
+    survey: Samples,
+    clusters: Int[np.ndarray, " local"] | ClassClusters | None,
+    probe: ProbeSet,
+    classes: Collection[int] | None,
+    seed: int,
+    gather: Gather,
+) -> Int[np.ndarray, " local"]:
+    """A half for each sample, dealt in the order of fixed keys, whatever their shapes and processes are."""
+    if isinstance(clusters, ClassClusters):
+        cluster = clusters.of(survey.label, survey.predicted)
+    else:
+        assert clusters is not None
+        shares = gather((probe.index.tolist(), clusters.tolist()))
+        of = {sample: key for share in shares for sample, key in zip(*share, strict=True)}
+        cluster = np.array([of[sample] for sample in survey.index.tolist()], np.int64)
+    counted = survey.finite if classes is None else survey.finite & np.isin(survey.label, list(classes))
+    order = np.argsort(sample_keys(survey.index, seed), kind="stable")
+    half = Halves().deal(np.where(counted, cluster, -1)[order], survey.correct[order])
+    dealt = dict(zip(survey.index[order].tolist(), half.tolist(), strict=True))
+    return np.array([dealt[sample] for sample in probe.index.tolist()], np.int64)
 
 
 def _with_drift(one: Importance, earlier: Results | None) -> Importance:

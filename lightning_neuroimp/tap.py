@@ -111,6 +111,16 @@ def read(site: Site, module: nn.Module, value: Any, n_samples: int | None = None
         ValueError: if there is no floating-point tensor with one entry per sample.
     """
     kind = f"layer {site.name!r} ({type(module).__name__})"
+    if isinstance(value, nn.utils.rnn.PackedSequence) or (
+        isinstance(value, tuple)
+        and value
+        and isinstance(value[0], nn.utils.rnn.PackedSequence)
+        and site.path[:1] != (1,)
+    ):
+        raise ValueError(
+            f"{kind} packs the tokens of all samples in one row; choose its last states, Site({site.name!r}, item=1) "
+            "or for an LSTM item=(1, 0), or a layer behind it"
+        )
     found = _at(value, _path(site, module, value, kind), site, kind)
     if not isinstance(found, Tensor):
         raise ValueError(

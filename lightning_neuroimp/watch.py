@@ -99,9 +99,10 @@ class Watch:
             # a copy: an in-place layer behind the site overwrites the original
             self.outputs[name] = tensor.detach().clone()
             return None
-        # a leaf only where there is no graph yet: a leaf at every site would cut the graph between them
+        # a leaf only where there is no graph yet: a leaf at every site would cut the graph between them. A tensor of
+        # its own in any case: the one that was found may be read elsewhere too, past what removal replaces
         if not tensor.requires_grad:
             tensor = tensor.detach().requires_grad_()
-        self.outputs[name] = tensor
+        self.outputs[name] = tensor.clone() if site.side == "input" else tensor.view_as(tensor)
         # a copy, so that an in-place layer behind it does not overwrite what is differentiated
-        return write(site, module, value, tensor.clone())
+        return write(site, module, value, self.outputs[name].clone())

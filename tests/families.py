@@ -99,6 +99,26 @@ def head_input():
     )
 
 
+class Around(nn.Module):
+    """What goes into a layer is read again behind it; removal replaces only the layer's own input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.layer, self.head = nn.Linear(5, 4), nn.Dropout(), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.head(h * h + torch.tanh(self.layer(self.drop(h))))
+
+
+def residual_around():
+    return plain(Around(), torch.randn(N, 5), Site("layer", side="input"), 0, lambda m, j: columns(m.layer.weight, j))
+
+
+def identity_around():
+    return plain(Around(), torch.randn(N, 5), Site("drop"), 0, lambda m, j: columns(m.layer.weight, j))
+
+
 class Shared(nn.Module):
     """One module in three places."""
 
@@ -313,10 +333,29 @@ def bert_class_token():
 FAMILIES = {
     function.__name__: function
     for function in (
-        mlp, cnn, residual, residual_end, head_input, reused, experts, binary, encoder, seq_first_encoder, attention,
-        class_token, lstm, last_token, gru, gru_states, bert, bert_heads, bert_class_token,
+        mlp,
+        cnn,
+        residual,
+        residual_end,
+        head_input,
+        residual_around,
+        identity_around,
+        reused,
+        experts,
+        binary,
+        encoder,
+        seq_first_encoder,
+        attention,
+        class_token,
+        lstm,
+        last_token,
+        gru,
+        gru_states,
+        bert,
+        bert_heads,
+        bert_class_token,
     )
-}  # fmt: skip
+}
 
 
 # ---- the twin ----
@@ -355,6 +394,7 @@ class Seen:
         self.shape = shaped.shape
         self.values = shaped.reshape(-1, shaped.shape[-1])
         if self.replacement is None:
+            self.values = self.values.clone() if self.values.requires_grad else self.values
             self.values = self.values.clone().requires_grad_() if not self.values.requires_grad else self.values
             put = self.values
         else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_neuroimp import ProbeSet, ablation_faithfulness, neuron_importance
+from lightning_neuroimp import ProbeSet, ablation_faithfulness, deletion_curve, neuron_importance
 from lightning_neuroimp.batches import find_tokens, forward_logits, labels_of, split_batch
 from lightning_neuroimp.removal import margin
 from lightning_neuroimp.rows import (
@@ -93,7 +93,7 @@ PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.1, 0.9]])
             ["Explain the model before its sigmoid"],
         ),
         (PROBABILITIES, None, ["look like probabilities", "logits are needed", ".clamp_min(1e-12).log()"]),
-        (torch.zeros(4, 2), [0, 1, 0, 1], ["targets must be a tensor of class numbers", "a list of 4"]),
+        (torch.zeros(4, 2), list("abca"), ["targets must be a tensor of class numbers", "a list of 4"]),
         (torch.zeros(4, 2), torch.zeros(4, 2), ["one-hot or soft labels", "targets.argmax(1)", "multi-label"]),
         (torch.zeros(4, 2), torch.zeros(4), ["integer class numbers", "torch.float32", "regression target"]),
         (torch.zeros(4, 3), torch.zeros(4, dtype=torch.bool), ["integer class numbers", "torch.bool"]),
@@ -206,6 +206,13 @@ class Whole(nn.Module):
         return batch["a"] + batch["b"]
 
 
+class Passes(nn.Module):
+    """As LightningModules around Hugging Face's models do."""
+
+    def forward(self, **inputs):
+        return inputs["first"] + inputs["second"]
+
+
 class Anything(nn.Module):
     def forward(self, first, **others):
         assert set(others) <= {"second"}
@@ -227,6 +234,7 @@ class Anything(nn.Module):
         (Two(), {"second": X, "first": X, "labels": Y}, 3 * X),
         (Two(), {"second": X, "first": X, "labels": Y, "scale": 1.0}, 2 * X),
         (Whole(), {"a": X, "b": X, "labels": Y}, 2 * X),
+        (Passes(), {"first": X, "second": X, "names": ["a"] * 4, "label": Y}, 2 * X),
         (Anything(), {"first": X, "second": X, "names": ["a"] * 4, "label": Y}, X),
     ],
 )
@@ -379,3 +387,83 @@ def test_dataclass_batches_keep_their_kind():
     seen = [one for one, _ in ProbeSet.from_batches([batch] * 2).batches()]
     assert all(isinstance(one, Sampled) for one in seen)
     assert sum(len(one.target) for one in seen) == 8
+
+
+class Opaque:
+    def __init__(self, x):
+        self.x = x
+
+
+@pytest.mark.parametrize(
+    "batch", [(Opaque(X), Y), {"x": Opaque(X), "y": Y}, ([Opaque(X), X], Y), Sampled(Opaque(X), Y)]
+)
+def test_what_cannot_be_divided_into_samples_is_refused(batch):
+    # kept whole, it would be paired with the labels of other samples
+    with pytest.raises(
+        ValueError, match=r"a batch holds a Opaque, which cannot be divided into samples; let the .*coll"
+    ):
+        ProbeSet.from_batches([batch])
+
+
+def test_graphs_inside_of_other_batches():
+    graphs = [Graph(torch.full((2 + number % 3, 3), float(number)), number % 3) for number in range(12)]
+    batches = [
+        {"graph": Graphs(graphs[:7]), "label": Graphs(graphs[:7]).y},
+        {"graph": Graphs(graphs[7:]), "label": Graphs(graphs[7:]).y},
+    ]
+    probe = ProbeSet.from_batches(batches)
+    assert len(probe) == 12
+    for batch, index in probe.batches(5):
+        assert isinstance(batch["graph"], Graphs)
+        assert [int(graph.x[0, 0]) for graph in batch["graph"].graphs] == index.tolist()
+        assert (batch["label"] == batch["graph"].y).all()
+    assert len(set(probe.fingerprint.tolist())) == 12  # by their content
+    curve = deletion_curve(
+        Readout(), batches, range(8), layer="pooled",
+        forward_fn=lambda m, b: (m(b["graph"].x, b["graph"].batch, len(b["graph"].y)), b["graph"].y),
+    )  # fmt: skip
+    assert curve.removed[-1] == 4
+
+
+class Named(nn.Module):
+    def forward(self, batch):
+        return batch["image"]
+
+
+class Annotated(nn.Module):
+    def forward(self, x: dict[str, torch.Tensor]):
+        return x["image"]
+
+
+class Pairwise(nn.Module):
+    def forward(self, one, other):
+        return one + other
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "expected"),
+    [
+        (Named(), {"image": X, "label": Y}, X),
+        (Named(), {"image": X, "label": Y, "path": ["a"] * 4}, X),
+        (Annotated(), {"image": X, "label": Y}, X),
+        (Pairwise(), ((X, X), Y), 2 * X),
+        (Pairwise(), ([X, X], Y.tolist()), 2 * X),
+        (nn.Identity(), (X, Y.numpy()), X),
+    ],
+)
+def test_more_ways_to_call_a_model(model, batch, expected):
+    found = forward_logits(model, batch, None)
+    assert torch.equal(found.logits, expected)
+    assert torch.equal(found.labels, Y)
+
+
+def test_a_model_that_cannot_take_its_inputs_says_how_it_was_called():
+    class Hidden(nn.Module):
+        def forward(self, x):
+            return x["image"]
+
+    message = (
+        r"Hidden was called with a Tensor of shape \(4, 3\).*, and failed with IndexError: .*; if it should be called"
+    )
+    with pytest.raises(ValueError, match=message):
+        forward_logits(Hidden(), {"image": X, "label": Y}, None)

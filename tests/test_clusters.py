@@ -357,6 +357,7 @@ def test_predictions_are_clusters():
         ({"classes": ["ten"], "class_names": NAMES}, "no class named 'ten': the names are 'zero', 'one'"),
         ({"classes": ["ten"]}, "no class named 'ten': the names are none; pass class_names="),
         ({"classes": [-1]}, "a class must be a number from 0 on, or a name, got -1"),
+        ({"class_names": "three"}, "class_names must be a list with the name of each class, got 'three'"),
         ({"clusters": {}}, "clusters as a mapping must go from classes .* to groups"),
         ({"clusters": {1: 2.5}}, "clusters as a mapping must go from classes .* to groups"),
         ({"clusters": {number: number for number in range(21)}}, "there are 21 clusters, more than 20"),
@@ -416,3 +417,49 @@ def test_splits_merges_and_vanishing_clusters_keep_their_ids():
     # and what retired revives
     named, ids, past = keep_identities(split, INDEX, table(ids.tolist(), past))
     assert named.tolist() == [0] * 4 + [2] * 2 + [1] * 6
+
+
+def test_groups_are_balanced_in_each_cluster():
+    x, patient = torch.randn(240, 64), torch.arange(240) % 8
+    data = [{"image": x, "patient": patient, "label": patient % 2}]
+    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
+    options = {"forward_fn": lambda model, batch: (model(batch["image"]), batch["label"])}
+    results = important("labels", data, model, groups=lambda batch: batch["patient"], **options)
+    assert results["1"].count.tolist() == [[60, 60], [60, 60]]
+    one = important("labels", data, model, groups=lambda batch: batch["label"], **options)
+    assert any("all samples of label 0, label 1 are in one half" in note for note in one.notes)
+
+
+def test_classes_are_those_that_forward_fn_gives():
+    data = [(torch.randn(90, 64), torch.arange(90) % 3 + 1)]
+    shifted = lambda model, batch: (model(batch[0]), batch[1] - 1)  # noqa: E731
+    results = important("labels", data, classes=[0, 2], forward_fn=shifted)
+    assert results.clusters.ids.tolist() == [0, 2]
+    assert results.clusters.size.tolist() == [30, 30]
+    few = important("labels", data, classes=[0, 9], forward_fn=shifted)
+    assert "no probe sample has a label among [9], which classes= asks for" in few.notes
+
+
+def test_halves_do_not_depend_on_how_batches_are_padded():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Sequential(nn.Linear(1, 6), nn.Tanh()), nn.Linear(6, 2)
+
+        def forward(self, x, attention_mask):
+            return self.head((self.embed(x[..., None]) * attention_mask[..., None]).sum(1))
+
+    lengths = torch.randint(1, 8, (64,))
+    x, y = torch.randn(64, 7), torch.randint(2, (64,))
+
+    def loader(size):
+        for rows in torch.arange(64).split(size):
+            longest = int(lengths[rows].max())
+            mask = (torch.arange(longest)[None] < lengths[rows][:, None]).long()
+            yield {"x": x[rows, :longest] * mask, "attention_mask": mask, "labels": y[rows]}
+
+    model = Sum()
+    found = [neuron_importance(model, list(loader(size)), layers="embed.1") for size in (16, 4, 1)]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.sample_half, found[0].sample_half)
+        np.testing.assert_allclose(other["embed.1"].half_mean, found[0]["embed.1"].half_mean, atol=1e-6)

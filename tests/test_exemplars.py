@@ -47,7 +47,7 @@ def test_the_samples_that_drive_a_neuron_are_those_with_the_largest_activations(
         (torch.rand(2, 8, 6), (8, 6, 3)),
         (torch.rand(2, 3, 400, 200), (80, 40, 3)),
         (torch.tensor([[0.5, -2.0], [1.0, 3.0]]), {"0.5 -2", "1 3"}),
-        (torch.arange(2 * 30).reshape(2, 30).float(), {"0 1 2 3 4 5 6 7 8 9 10 11 ...", "30 31 32 33 34 35 36 37 38 39 40 41 ..."}),
+        (torch.arange(14).repeat(2, 1).float(), {"0 1 2 3 4 5 6 7 8 9 10 11 ..."}),
     ],
 )  # fmt: skip
 def test_what_inputs_look_like(inputs, expected):

@@ -182,3 +182,42 @@ def test_the_table_of_sites():
             assert found[layer].removal.n_neurons == one.neurons
     with pytest.raises(ValueError, match="cannot tell inputs from targets"):
         list_sites(model, ids)
+
+
+class Tokens(nn.Module):
+    """Reads the last token that is no padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, ids, attention_mask):
+        z = torch.tanh(self.layer(self.embed(ids)))
+        return self.head(z[torch.arange(len(z)), attention_mask.sum(1) - 1])
+
+
+@pytest.mark.parametrize("how", ["positional", "keyword", "given"])
+def test_positions_are_counted_without_the_padding_that_the_model_is_told(how):
+    model, ids = Tokens().eval(), torch.randint(9, (8, 5))
+    mask = (torch.arange(5)[None] < torch.randint(2, 5, (8, 1))).long()
+    batch = {"ids": ids, "attention_mask": mask, "labels": torch.randint(3, (8,))}
+    removal = neuron_importance(model, [batch], layers=Site("layer", position=-1)).importances[0].removal
+    with torch.no_grad():
+        with ablate(model, removal, range(6), tokens=mask if how == "given" else None):
+            found = model(ids, attention_mask=mask) if how == "keyword" else model(ids, mask)
+        torch.testing.assert_close(found, model.head(torch.zeros(8, 6)))
+
+
+def test_calls_are_counted_in_each_pass_of_a_part():
+    model = Residual().eval()
+    outer = nn.ModuleDict({"net": model})
+    images = torch.randn(2, 1, 5, 5)
+    with ablate(outer, Site("net.relu", call=1), range(4)):
+        for _ in range(3):  # the outermost module is never called
+            torch.testing.assert_close(outer["net"](images), model.head.bias.expand(2, -1))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_one_layer_at_a_time():
+    with pytest.raises(ValueError, match=r"one layer at a time, got 0, 1, 2: nest `with ablate"):
+        ablate(network(), "*", [0]).__enter__()

@@ -261,11 +261,15 @@ def test_samples_by_their_numbers():
 @pytest.mark.parametrize(
     ("options", "batch", "message"),
     [
-        ({"stratify": True}, (torch.zeros(3, 1),), r"stratify=True needs class labels.*'labels'.*pass stratify=, a"),
+        (
+            {"stratify": True},
+            (torch.zeros(3, 1),),
+            r"stratify=True needs class labels.*'labels'.*one-hot labels, pass a callable",
+        ),
         (
             {"stratify": lambda batch: [1]},
             (torch.zeros(3, 1),),
-            "one value for each of the 3 samples of a batch, got 1",
+            "one integer or string for each of the 3 samples",
         ),
     ],
 )

@@ -168,3 +168,79 @@ def test_an_axis_that_nothing_tells():
     assert neuron_importance(model, data, layers=[Site("0", axis=-1)])["0"].removal.axis == 2
     with pytest.raises(ValueError, match=r"axis=0 is not a neuron axis of layer '0'.*choose from 1, 2"):
         neuron_importance(model, data, layers=[Site("0", axis=0)])
+
+
+class ChannelsFirstNorm(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Patches(nn.Module):
+    """Convolution to tokens, as vision transformers do."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, width, 2, stride=2), ChannelsFirstNorm(width)
+        self.tokens, self.space = Whole(), nn.LayerNorm([width, 3, 3])
+        self.mix, self.act, self.head = Product(width, 7), nn.GELU(), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.space(self.norm(self.conv(x)))
+        return self.head(self.act(self.mix(self.tokens(x))).mean(1))
+
+
+class Whole(nn.Module):
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+class Product(nn.Module):
+    """A linear layer that torch does not know."""
+
+    def __init__(self, n, m):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n, m))
+
+    def forward(self, x):
+        return torch.relu(x @ self.weight)
+
+
+def test_a_guessed_axis_must_have_as_many_channels():
+    x = torch.randn(4, 1, 6, 6)
+    results = neuron_importance(Patches(5), class_zero(x), layers=["conv", "norm", "space", "tokens"])
+    assert [results[name].removal.axis for name in results] == [1, 1, 1, 2]
+    assert [results[name].removal.n_neurons for name in results] == [5] * 4
+    # nine tokens of nine channels: nothing tells which is which
+    with pytest.raises(
+        ValueError, match=r"cannot tell the neuron axis of layer 'tokens' .*shape \(4, 9, 9\).*axis=..."
+    ):
+        neuron_importance(Patches(9), class_zero(x), layers="tokens")
+
+    # another number of channels at the same places
+    class Behind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mix, self.head = nn.LayerNorm(4), Product(4, 7), nn.Linear(7, 3)
+
+        def forward(self, x):
+            return self.head(self.mix(self.norm(x)).mean(1))
+
+    found = neuron_importance(Behind(), class_zero(torch.randn(5, 6, 4)), layers="mix")["mix"]
+    assert (found.removal.axis, found.removal.n_neurons) == (2, 7)
+
+
+def test_packed_sequences_name_the_remedy():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            packed = nn.utils.rnn.pack_padded_sequence(x, [5, 4, 4, 2], batch_first=True)
+            return self.head(self.rnn(packed)[1][0][-1])
+
+    data = class_zero(torch.randn(4, 5, 3))
+    with pytest.raises(ValueError, match=r"packs the tokens of all samples in one row; .*item=\(1, 0\)"):
+        neuron_importance(Packed(), data, layers="rnn")
+    found = neuron_importance(Packed(), data, layers=Site("rnn", item=(1, 0)))
+    assert found.importances[0].removal.n_neurons == 4

@@ -109,7 +109,7 @@ def test_what_cannot_be_read_says_what_would_do(site, value, phrases):
     [
         ({"side": "both"}, "side of a site must be 'output' or 'input', got 'both'"),
         ({"call": -1}, r"call of a site must be 0 or more \(0 is the first\), got -1"),
-        ({"group": 0}, "group of a site must be at least 1, got 0"),
+        ({"group": 0}, "group of a site must be 1 or more, got 0"),
     ],
 )
 def test_sites_are_checked_at_once(options, message):
@@ -185,6 +185,7 @@ TOKENS = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 0, 1, 0, 1]]).bool(
         (0, TOKENS, [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]),
         (-1, TOKENS, [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]),
         (4, TOKENS, [[0] * 5] * 3),
+        (7, TOKENS, [[0] * 5] * 3),  # all are shorter, however they are padded
         (1, None, [[0, 1, 0, 0, 0]] * 3),
     ],
 )
@@ -218,3 +219,57 @@ def test_all_that_a_site_says_survives_a_file(tmp_path):
     assert again[site].removal.where.group == 2
     assert again[site].removal.baseline == "constant 0.5"
     np.testing.assert_array_equal(again.activity(site).top_samples, results.activity(site).top_samples)
+
+
+class ClassToken(nn.Module):
+    """Puts a token of its own before those of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.token = nn.Linear(4, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.encoder, self.head = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x, padding_mask):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1)
+        mask = torch.cat([torch.zeros(len(x), 1, dtype=torch.bool), padding_mask], 1)
+        return self.head(self.encoder(x, src_key_padding_mask=mask)[:, 0])
+
+
+def test_a_mask_of_another_length_is_told_and_mended():
+    torch.manual_seed(0)
+    model, x, n = ClassToken(), torch.randn(40, 9, 4), torch.randint(2, 5, (40, 1))
+    y = torch.randint(3, (40,))
+
+    def batch(length):
+        return {"x": x[:, :length], "padding_mask": torch.arange(length)[None] >= n, "label": y}
+
+    def forward(model, batch):
+        kept = torch.cat([torch.ones(len(batch["x"]), 1, dtype=torch.bool), ~batch["padding_mask"]], 1)
+        return model(batch["x"], batch["padding_mask"]), batch["label"], kept
+
+    told, other = (
+        neuron_importance(model, [batch(size)], layers="encoder.linear1", baseline="mean") for size in (5, 9)
+    )
+    note = (
+        "encoder.linear1: the mask has 5 tokens and the layer 6 positions, so that padding counts there; forward_fn may"
+    )
+    assert any(line.startswith(note) for line in told.notes)
+    one, same = (
+        neuron_importance(model, [batch(size)], layers="encoder.linear1", baseline="mean", forward_fn=forward)
+        for size in (5, 9)
+    )
+    assert not any("padding counts" in line for line in one.notes)
+    np.testing.assert_allclose(one.importances[0].mean, same.importances[0].mean, atol=1e-6)
+    assert np.abs(told.importances[0].mean - other.importances[0].mean).max() > 1e-4
+    with pytest.raises(
+        ValueError, match=r"position=-1 of layer 'encoder' counts from the last unpadded .*5 tokens and"
+    ):
+        neuron_importance(model, [batch(5)], layers=[Site("encoder", position=-1)])
+
+
+def test_samples_shorter_than_a_position_are_told():
+    model, x = ClassToken(), torch.randn(12, 6, 4)
+    mask = torch.arange(6)[None] >= torch.tensor([2] * 6 + [6] * 6)[:, None]
+    batch = {"x": x, "padding_mask": mask, "label": torch.zeros(12).long()}
+    results = neuron_importance(model, [batch], layers=[Site("embed", position=4)])
+    assert "embed (position 4): some samples have no position 4; nothing is scored or removed there" in results.notes

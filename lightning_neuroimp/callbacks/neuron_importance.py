@@ -29,7 +29,7 @@ from lightning_neuroimp.callbacks.loggers import (
     takes_pictures,
 )
 from lightning_neuroimp.callbacks.processes import MISTAKES, failing_together, gather_objects, sample_numbers
-from lightning_neuroimp.clusters import ClassClusters, KMeansClusters, check_clusters, class_numbers
+from lightning_neuroimp.clusters import ClassClusters, KMeansClusters, check_class_names, check_clusters, class_numbers
 from lightning_neuroimp.exemplars import Description, describe_samples, shown_samples
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.probe import ProbeSampler, ProbeSet
@@ -146,6 +146,8 @@ class NeuronImportance(Callback):
         check_target(self.target)
         check_baseline(self.baseline)
         check_target_class(self.target_class)
+        check_class_names(self.class_names)
+        class_numbers(self.classes, self.class_names)
         self._new_sampler()
         if isinstance(self.clusters, str | Mapping):
             ClassClusters(self.clusters, self.class_names)
@@ -171,7 +173,8 @@ class NeuronImportance(Callback):
             self.max_bytes,
             self.seed,
             stratify=self.stratify,
-            classes=class_numbers(self.classes, self.class_names),
+            # labels that only forward_fn knows cannot be told before
+            classes=None if self.forward_fn is not None else class_numbers(self.classes, self.class_names),
         )
 
     def _reset(self) -> None:
@@ -240,16 +243,16 @@ class NeuronImportance(Callback):
 
     @override
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._open(pl_module)
+        self._open(trainer, pl_module)
 
     @override
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._open(pl_module)
+        self._open(trainer, pl_module)
         if self._enabled and self._probe is None and not trainer.sanity_checking:
             self._sampler = self._new_sampler()
             self._seen = {}
 
-    def _open(self, pl_module: "pl.LightningModule") -> None:
+    def _open(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Look the layers up, once the module has made all of them, and say what is going to be done."""
         if not self._enabled or self._cost is not None:
             return
@@ -262,7 +265,9 @@ class NeuronImportance(Callback):
             len(sites),
             self._n_attributions,
             self.max_samples,
-            surveyed=isinstance(self.clusters, KMeansClusters) or self.baseline in ("mean", "resample"),
+            surveyed=isinstance(self.clusters, KMeansClusters)
+            or self.baseline in ("mean", "resample")
+            or trainer.world_size > 1,
             gradients=self._gradients,
             extra=self._extra,
         )
