@@ -218,11 +218,21 @@ def _check(
         orders = [*(plan.orders if outcomes is None else []), *control[made:total, None]]
         more = ablate(grouped(), orders, removed)
         outcomes, made = more if outcomes is None else outcomes.joined(more), total
-        judge = faithfulness.Judge(ones, outcomes, plan, removed, control[:made], settings.n_random, seed)
+        judge = faithfulness.Judge(
+            ones, outcomes, plan, removed, control[:made], settings.n_random, seed, _groups(results, outcomes)
+        )
         if made < settings.n_random and judge.decided():
             break
     assert judge is not None
     return judge
+
+
+def _groups(results: Results, outcomes: Outcomes) -> Int[np.ndarray, " sample"] | None:
+    """The group of each sample of the outcomes."""
+    if results.sample_group is None:
+        return None
+    place = {sample: row for row, sample in enumerate(results.sample_index.tolist())}
+    return results.sample_group[[place[sample] for sample in outcomes.sample.tolist()]]
 
 
 def _specificity(

@@ -1,5 +1,6 @@
 """What the activations of a site are like, and which samples drive each neuron most, streamed."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,20 @@ from lightning_neuroimp.sites import along_positions
 
 N_TOP = 5
 _WAITING = 1024
-"""So many samples wait before the top ones are taken out: one choice among many is faster than many small ones."""
+"""So many samples wait before they are summed up: one sum over many is faster than many small ones."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Samples that wait, each summed up over its own positions: with one position there is its value only."""
+
+    index: Int[np.ndarray, " sample"]
+    mean: Float[Tensor, "sample channel"]
+    count: Float[Tensor, " sample"] | None = None  # of positions
+    square: Float[Tensor, "sample channel"] | None = None  # mean squared distance from the mean
+    low: Float[Tensor, "sample channel"] | None = None
+    high: Float[Tensor, "sample channel"] | None = None
+    drive: Float[Tensor, "sample neuron"] | None = None  # how much each neuron is driven; None: `high`
 
 
 class ActivityMoments:
@@ -27,10 +41,10 @@ class ActivityMoments:
 
     def __init__(self, axis: int, group: int) -> None:
         self._axis, self._group = axis, group
-        self._count = 0
+        self._count = 0.0
         self._mean = self._square = np.zeros(0)  # mean, and sum of squared distances from it
         self._ends = np.zeros((2, 0))
-        self._waiting: list[tuple[Tensor, np.ndarray]] = []
+        self._waiting: list[_Rows] = []
         self._top: tuple[np.ndarray, np.ndarray] | None = None  # values and samples, (neuron, top)
 
     def add(
@@ -46,41 +60,67 @@ class ActivityMoments:
             positions: True for those that count.
             index: numbers of the samples.
         """
-        values = activation.movedim(self._axis, 1).flatten(2) if activation.ndim > 2 else activation[..., None]
-        if not self._add(values, positions, index):
-            finite = values.flatten(1).isfinite().all(1)
-            rows = to_numpy(finite)
-            if rows.any():
-                self._add(values[finite], None if positions is None else positions[finite], index[rows])
-
-    def _add(self, values: Float[Tensor, "sample channel position"], positions: Tensor | None, index: Any) -> bool:
-        if positions is None:
-            variance, mean = torch.var_mean(values, (0, 2), correction=0)
-            count = len(values) * values.shape[2]
-            low, high = torch.aminmax(values, dim=2)
-            ends = torch.stack([low.amin(0), high.amax(0)])
+        activation = activation.detach()
+        if activation.ndim == 2:
+            norms = None if self._group == 1 else activation.unflatten(1, (-1, self._group)).norm(dim=2)
+            rows = _Rows(index, activation, drive=norms)
         else:
-            counted = values.movedim(1, 2)[positions]  # (position of any sample, channel)
-            count = len(counted)
-            if not count:
-                return True
-            variance, mean = torch.var_mean(counted, 0, correction=0)
-            ends = torch.stack(torch.aminmax(counted, dim=0))
-            high = values.where(along_positions(positions, 1), -torch.inf).amax(2)
-        if not bool(ends.isfinite().all()):
-            return False
-        if self._group > 1:
-            norms = values.unflatten(1, (-1, self._group)).norm(dim=2)
-            if positions is not None:
-                norms = norms.where(along_positions(positions, 1), -torch.inf)
-            high = norms.amax(2)
-        self._merge(count, *(to_numpy(part).astype(np.float64) for part in (mean, variance * count, ends)))
-        self._waiting.append((high.detach(), index))
-        if sum(len(numbers) for _, numbers in self._waiting) >= _WAITING:
-            self._choose()
-        return True
+            rows = self._rows(activation.movedim(self._axis, 1).flatten(2), positions, index)
+        self._waiting.append(rows)
+        if sum(len(part.index) for part in self._waiting) >= _WAITING:
+            self._sum_up()
 
-    def _merge(self, count: int, mean: np.ndarray, square: np.ndarray, ends: np.ndarray) -> None:
+    def _rows(self, values: Float[Tensor, "sample channel position"], positions: Tensor | None, index: Any) -> _Rows:
+        norms = None if self._group == 1 else values.unflatten(1, (-1, self._group)).norm(dim=2)
+        if positions is None:
+            square, mean = torch.var_mean(values, 2, correction=0)
+            low, high = torch.aminmax(values, dim=2)
+            count = torch.full_like(mean[:, 0], values.shape[2])
+            return _Rows(index, mean, count, square, low, high, None if norms is None else norms.amax(2))
+        counted = along_positions(positions, 1)
+        count = positions.sum(1).to(values)
+        kept, each = values.where(counted, 0), count.clamp_min(1)[:, None]
+        mean = kept.sum(2) / each
+        square = (kept - mean[..., None]).where(counted, 0).square().sum(2) / each
+        low, high = values.where(counted, torch.inf).amin(2), values.where(counted, -torch.inf).amax(2)
+        drive = None if norms is None else norms.where(counted, -torch.inf).amax(2)
+        return _Rows(index, mean, count, square, low, high, drive)
+
+    def _sum_up(self) -> None:
+        """Take the waiting samples in."""
+        if not self._waiting:
+            return
+        index = np.concatenate([rows.index for rows in self._waiting])
+        mean, count, square, low, high, drive = (
+            None
+            if getattr(self._waiting[0], name) is None
+            else torch.cat([getattr(rows, name) for rows in self._waiting])
+            for name in ("mean", "count", "square", "low", "high", "drive")
+        )
+        self._waiting = []
+        assert mean is not None
+        if count is None:
+            count = torch.ones_like(mean[:, 0])
+        finite = mean.isfinite().all(1) if square is None else mean.isfinite().all(1) & square.isfinite().all(1)
+        some = finite & (count > 0)
+        if not bool(some.all()):
+            index = index[to_numpy(some)]
+            mean, count = mean[some], count[some]
+            square, low, high, drive = (None if part is None else part[some] for part in (square, low, high, drive))
+        if not len(index):
+            return
+        weight = (count / count.sum())[:, None]
+        middle = (weight * mean).sum(0)
+        spread = (weight * (mean - middle).square()).sum(0)
+        if square is not None:
+            spread = spread + (weight * square).sum(0)
+        low, high = mean if low is None else low, mean if high is None else high
+        total, ends = float(count.sum()), torch.stack([low.amin(0), high.amax(0)])
+        self._merge(total, *(to_numpy(part).astype(np.float64) for part in (middle, spread * total, ends)))
+        new = _largest(to_numpy((high if drive is None else drive).T.contiguous()), index)
+        self._top = new if self._top is None else _best(new, self._top)
+
+    def _merge(self, count: float, mean: np.ndarray, square: np.ndarray, ends: np.ndarray) -> None:
         """Moments of two parts together (Chan, Golub and LeVeque, 1979)."""
         if not self._count:
             self._count, self._mean, self._square, self._ends = count, mean, square, ends
@@ -92,14 +132,6 @@ class ActivityMoments:
         self._ends = np.stack([np.minimum(self._ends[0], ends[0]), np.maximum(self._ends[1], ends[1])])
         self._count = total
 
-    def _choose(self) -> None:
-        if not self._waiting:
-            return
-        values = to_numpy(torch.cat([one for one, _ in self._waiting])).T
-        samples = np.broadcast_to(np.concatenate([numbers for _, numbers in self._waiting]), values.shape)
-        self._waiting = []
-        self._top = _best(*(part for part in ((values, samples), self._top) if part is not None))
-
     def activity(self, site: str, gather: Gather) -> SiteActivity | None:
         """The outcome, of all processes; None where no finite activations were seen.
 
@@ -107,7 +139,7 @@ class ActivityMoments:
             site: in words.
             gather: collects from processes.
         """
-        self._choose()
+        self._sum_up()
         mine = (self._count, self._mean, self._square, self._ends, self._top)
         shares = [share for share in gather(mine) if share[0]]
         if not shares:
@@ -118,17 +150,31 @@ class ActivityMoments:
         values, samples = _best(*(share[4] for share in shares))
         deviation = np.sqrt(np.maximum(whole._square / whole._count, 0.0))
         low, high = whole._ends
-        return SiteActivity(site, whole._count, whole._mean, deviation, low, high, samples, values)
+        return SiteActivity(site, round(whole._count), whole._mean, deviation, low, high, samples, values)
 
 
-def _best(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _largest(
+    values: Float[np.ndarray, "neuron sample"], numbers: Int[np.ndarray, " sample"]
+) -> tuple[Float[np.ndarray, "neuron top"], Int[np.ndarray, "neuron top"]]:
     """The largest values of each neuron and whose they are; of equal ones the smaller numbers."""
-    values = np.concatenate([part[0] for part in parts], axis=1).astype(np.float64)
-    samples = np.where(np.isneginf(values), -1, np.concatenate([part[1] for part in parts], axis=1))
+    order = np.argsort(numbers)
+    left, numbers = np.ascontiguousarray(values[:, order]), numbers[order]
+    rows = np.arange(len(left))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for _ in range(min(N_TOP, len(numbers))):  # faster than to sort all of them
+        place = left.argmax(1)  # the first one of equal ones
+        value = left[rows, place]
+        found.append((value.astype(np.float64), np.where(np.isneginf(value), -1, numbers[place])))
+        left[rows, place] = -np.inf
+    missing = [(np.full(len(left), -np.inf), np.full(len(left), -1))] * (N_TOP - len(found))
+    top, whose = (np.stack(parts, 1) for parts in zip(*found, *missing, strict=True))
+    return top, whose
+
+
+def _best(
+    *parts: tuple[Float[np.ndarray, "neuron _"], Int[np.ndarray, "neuron _"]],
+) -> tuple[Float[np.ndarray, "neuron top"], Int[np.ndarray, "neuron top"]]:
+    """The largest ones of several such outcomes."""
+    values, samples = (np.concatenate([part[which] for part in parts], axis=1) for which in range(2))
     order = np.lexsort((samples, -values), axis=1)[:, :N_TOP]
-    missing = N_TOP - order.shape[1]
-    chosen = np.take_along_axis(values, order, 1), np.take_along_axis(samples, order, 1)
-    return (
-        np.pad(chosen[0], ((0, 0), (0, missing)), constant_values=-np.inf),
-        np.pad(chosen[1], ((0, 0), (0, missing)), constant_values=-1),
-    )
+    return np.take_along_axis(values, order, 1), np.take_along_axis(samples, order, 1)

@@ -324,8 +324,8 @@ def assign_groups(
     batch_size: int | None,
     gather: Gather,
     cluster: Int[np.ndarray, " local"] | None = None,
-) -> Int[np.ndarray, " local"]:
-    """A half for each sample of a probe set, the same for all samples of a group.
+) -> tuple[Int[np.ndarray, " local"], dict[int, int]]:
+    """A half for each sample of a probe set, the same for all samples of a group; and every sample's group's number.
 
     Groups go one by one, the largest first, to the half in which their clusters have fewer samples so far.
 
@@ -341,16 +341,20 @@ def assign_groups(
     """
     mine: list[Any] = []
     strata: list[int] = []
+    numbers: list[int] = []
     for batch, index in probe.batches(batch_size):
         mine += values_to_ids(groups(batch), len(index), "the groups callable")
+        numbers += index.tolist()
         labels = labels_of(batch)
         strata += [-1] * len(index) if labels is None or len(labels) != len(index) else labels.tolist()
     if cluster is not None:
         strata = cluster.tolist()
     members: dict[Any, Counter[int]] = {}
-    for share in gather((mine, strata)):
-        for value, stratum in zip(*share, strict=True):
+    group_of: dict[int, Any] = {}
+    for share in gather((mine, strata, numbers)):
+        for value, stratum, number in zip(*share, strict=True):
             members.setdefault(value, Counter())[stratum] += 1
+            group_of[number] = value
     half: dict[Any, int] = {}
     filled: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     for value in sorted(members, key=lambda value: (-members[value].total(), str(value))):
@@ -358,7 +362,8 @@ def assign_groups(
         tilt = sum(count * (filled[1][stratum] - filled[0][stratum]) for stratum, count in members[value].items())
         half[value] = int(tilt < 0 or (tilt == 0 and filled[1].total() < filled[0].total()))
         filled[half[value]].update(members[value])
-    return np.array([half[value] for value in mine], np.int64)
+    place = {value: number for number, value in enumerate(half)}
+    return np.array([half[value] for value in mine], np.int64), {key: place[one] for key, one in group_of.items()}
 
 
 def describe(

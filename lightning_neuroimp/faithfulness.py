@@ -149,6 +149,7 @@ class Judge:
         control: the random orders that were made.
         n_draws: how many were asked for.
         seed: of resampling.
+        sample_group: of each sample of the outcomes; whole groups are drawn again. None: each sample by itself.
     """
 
     def __init__(
@@ -160,7 +161,9 @@ class Judge:
         control: Int[np.ndarray, "draw neuron"],
         n_draws: int,
         seed: Sequence[int],
+        sample_group: Int[np.ndarray, " sample"] | None = None,
     ) -> None:
+        self.sample_group = sample_group
         self.ones, self.outcomes, self.plan, self.removed = ones, outcomes, plan, removed
         self.control, self.n_draws, self.seed = control, n_draws, seed
         cluster, half = outcomes.group // 2, outcomes.group % 2
@@ -210,7 +213,7 @@ class Judge:
         gap, relative = statistics.gap(curve, control), statistics.relative_gap(curve, control)
         lds, lds_replicates = self._lds(self.ones[position])
         replicates = [self._gap_replicates(own, rows) for rows in [*self.rows, np.concatenate(self.rows)]]
-        n_samples = [*self.size.tolist(), int(self.size.sum())]
+        n_samples = [self._units(rows) for rows in [*self.rows, np.concatenate(self.rows)]]
         intervals = np.stack([statistics.bootstrap_interval(*pair) for pair in zip(replicates, n_samples, strict=True)])
         gains = [self._srg(position, rows) for rows in [*self.rows, np.concatenate(self.rows)]]
         n_lds = len(self.control)
@@ -296,19 +299,30 @@ class Judge:
         if len(rows) < 2:
             return np.full(statistics.N_REPLICATES, np.nan)
         control = self.level[self.plan.control :, rows]
-        return statistics.gap_replicates(self.level[order, rows], control, self._generator(1))
+        return statistics.gap_replicates(
+            self.level[order, rows], control, self._generator(1), groups=self._groups(rows)
+        )
+
+    def _groups(self, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"] | None:
+        return None if self.sample_group is None else self.sample_group[rows]
+
+    def _units(self, rows: Int[np.ndarray, " row"]) -> int:
+        """How many samples, or groups of them, are drawn again."""
+        return len(rows) if self.sample_group is None else len(np.unique(self.sample_group[rows]))
 
     def _srg(self, position: int, rows: Int[np.ndarray, " row"]) -> tuple[float, Float[np.ndarray, "2"]]:
         if not self.plan.least or not len(rows):
             return float("nan"), np.full(2, np.nan)
         gain = self.level[self.plan.least[position], rows] - self.level[self.plan.own[position], rows]
-        return float(gain.mean()), self._mean_interval(gain)
+        return float(gain.mean()), self._mean_interval(gain, rows)
 
-    def _mean_interval(self, values: Float[np.ndarray, " sample"]) -> Float[np.ndarray, "2"]:
+    def _mean_interval(
+        self, values: Float[np.ndarray, " sample"], rows: Int[np.ndarray, " sample"]
+    ) -> Float[np.ndarray, "2"]:
         if len(values) < 2:
             return np.full(2, np.nan)
-        weights = statistics.resamples(len(values), statistics.N_REPLICATES, self._generator(2))
-        return statistics.bootstrap_interval(weights @ values, len(values))
+        weights = statistics.resamples(len(values), statistics.N_REPLICATES, self._generator(2), self._groups(rows))
+        return statistics.bootstrap_interval(weights @ values, self._units(rows))
 
     def _lds(self, one: Importance) -> tuple[Float[np.ndarray, " cluster"], list[Float[np.ndarray, " replicate"]]]:
         """Linear datamodeling score from the control's masks nearest to 10%, mean of the halves, and resampled masks.
@@ -343,11 +357,11 @@ class Judge:
                     first=self.ones[first].attribution,
                     second=self.ones[second].attribution,
                     difference=float(better[rows].mean()) if len(rows) else float("nan"),
-                    interval=self._mean_interval(better[rows]),
+                    interval=self._mean_interval(better[rows], rows),
                     cluster_difference=np.array(
                         [better[rows].mean() if len(rows) else np.nan for rows in self.rows], float
                     ),
-                    cluster_interval=np.stack([self._mean_interval(better[rows]) for rows in self.rows]),
+                    cluster_interval=np.stack([self._mean_interval(better[rows], rows) for rows in self.rows]),
                 )
             )
         return found

@@ -508,6 +508,7 @@ class Results(Mapping[Any, Importance]):
         comparisons: each two attributions at each site, where removal was measured.
         randomisations: agreement with randomised weights, where it was asked for.
         activities: what the activations of each site are like.
+        sample_group: each sample's group, where there are groups that the halves do not divide.
     """
 
     importances: tuple[Importance, ...]
@@ -527,6 +528,7 @@ class Results(Mapping[Any, Importance]):
     comparisons: tuple[Comparison, ...] = ()
     randomisations: tuple[Randomisation, ...] = ()
     activities: tuple[SiteActivity, ...] = ()
+    sample_group: Int[np.ndarray, " sample"] | None = None
 
     @property
     def sites(self) -> tuple[str, ...]:

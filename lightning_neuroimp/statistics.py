@@ -202,8 +202,24 @@ def bootstrap_interval(
     return np.where(np.isnan(replicates).any(0)[..., None], np.nan, np.moveaxis(found, 0, -1))
 
 
-def resamples(n: int, n_replicates: int, generator: np.random.Generator) -> Float[np.ndarray, "replicate unit"]:
-    """Weights of n units in samples drawn from them with replacement; each row adds up to 1."""
+def resamples(
+    n: int,
+    n_replicates: int,
+    generator: np.random.Generator,
+    groups: Int[np.ndarray, " unit"] | None = None,
+) -> Float[np.ndarray, "replicate unit"]:
+    """Weights of n units in samples drawn from them with replacement; each row adds up to 1.
+
+    Args:
+        n: how many units.
+        n_replicates: how many samples.
+        generator: of the draws.
+        groups: of the units; whole groups are drawn (cluster bootstrap).
+    """
+    if groups is not None:
+        group = np.unique(groups, return_inverse=True)[1]
+        weights = resamples(int(group.max()) + 1, n_replicates, generator)[:, group]
+        return weights / weights.sum(1, keepdims=True)
     drawn = generator.integers(n, size=(n_replicates, n)) + n * np.arange(n_replicates)[:, None]
     return np.bincount(drawn.reshape(-1), minlength=n_replicates * n).reshape(n_replicates, n) / n
 
@@ -213,6 +229,7 @@ def gap_replicates(
     control: Float[np.ndarray, "draw sample"],
     generator: np.random.Generator,
     n_replicates: int = N_REPLICATES,
+    groups: Int[np.ndarray, " sample"] | None = None,
 ) -> Float[np.ndarray, " replicate"]:
     """The gap with samples and, independently of them, random orders drawn again.
 
@@ -221,10 +238,11 @@ def gap_replicates(
         control: the same for each random order.
         generator: of the draws.
         n_replicates: how many.
+        groups: of the samples; whole groups are drawn.
 
     Source: Owen, "The pigeonhole bootstrap", 2007, for two crossed factors.
     """
-    samples = resamples(len(own), n_replicates, generator)
+    samples = resamples(len(own), n_replicates, generator, groups)
     draws = resamples(len(control), n_replicates, generator)
     return np.einsum("br,rn,bn->b", draws, control, samples, optimize=True) - samples @ own
 

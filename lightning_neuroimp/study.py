@@ -153,9 +153,9 @@ def neuron_importance(
             assigned = np.array([place[sample] for sample in probe.index.tolist()], np.int64)
         elif callable(clusters):
             assigned, names = clustering.assign_by_callable(clusters, probe, batch_size, gather)
-        halves = None
+        halves = group_of = None
         if groups is not None:
-            halves = clustering.assign_groups(groups, probe, batch_size, gather, assigned)
+            halves, group_of = clustering.assign_groups(groups, probe, batch_size, gather, assigned)
         elif survey is not None:
             halves = _deal(survey, assigned if assigned is not None else by_class, probe, chosen, seed, gather)
 
@@ -269,6 +269,9 @@ def neuron_importance(
         dict(passes.seconds),
         tuple(notes),
         activities=scores.activities,
+        sample_group=None
+        if group_of is None
+        else np.array([group_of[key] for key in samples.index.tolist()], np.int64),
     )
 
 

@@ -2,9 +2,9 @@ import os
 import threading
 
 # shapes in annotations are checked under pytest only, before anything imports the package
-from jaxtyping import install_import_hook
+import jaxtyping
 
-_hook = install_import_hook("lightning_neuroimp", "tower.checked")
+_hook = jaxtyping.install_import_hook("lightning_neuroimp", "tower.checked")
 _hook.__enter__()
 
 import numpy as np
@@ -20,6 +20,14 @@ torch.set_num_threads(2)
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture
+def unchecked():
+    """For hundreds of repeats of what other tests run with checked shapes: the checks take two thirds of the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

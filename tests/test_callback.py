@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance, Results
+from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance, Results, Site
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -285,19 +285,115 @@ def test_streams_several_loaders_and_limits(tmp_path):
     assert (first.sum(), second.sum()) == (150, 192)
 
 
-def test_forward_fn_for_other_batches(tmp_path):
-    class Mapping(Classifier):
-        def validation_step(self, batch, batch_idx):
-            batch.pop("y")  # a step may take the batch apart
-            self(batch["x"])
+class Mapping(Classifier):
+    """Takes its validation batches apart."""
 
-    x, y = loaders()[1].dataset.tensors
-    data = DataLoader([{"x": a, "y": b} for a, b in zip(x, y, strict=True)], 64)
-    ours = callback(forward_fn=lambda module, batch: (module(batch["x"]), batch["y"]))
-    trainer(tmp_path, [ours]).fit(Mapping(), loaders()[0], data)
+    def __init__(self, key="y"):
+        super().__init__()
+        self.key = key
+
+    def validation_step(self, batch, batch_idx):
+        batch.pop(self.key)
+        self(batch["x"])
+
+
+def mapping_loader(key="y", n_val=320):
+    x, y = loaders(n_val=n_val)[1].dataset.tensors
+    return DataLoader([{"x": a, key: b, "number": n} for n, (a, b) in enumerate(zip(x, y, strict=True))], 64)
+
+
+def test_mappings_need_no_forward_fn(tmp_path):
+    ours, plain = callback(), callback()
+    trainer(tmp_path, [ours]).fit(Mapping(), loaders()[0], mapping_loader())
+    torch.manual_seed(0)
+    trainer(tmp_path, [plain]).fit(Classifier(), *loaders())
+    assert len(ours.results.sample_index) == 320
+    np.testing.assert_array_equal(ours.results.sample_index, plain.results.sample_index)
+
+
+def test_forward_fn_for_other_batches(tmp_path):
+    ours = callback(forward_fn=lambda module, batch: (module(batch["x"]), batch["answer"]))
+    trainer(tmp_path, [ours]).fit(Mapping("answer"), loaders()[0], mapping_loader("answer"))
     assert len(ours.results.sample_index) == 320
     with pytest.raises(MisconfigurationException, match=r"'neuroimp': cannot tell inputs from targets.*forward_fn="):
-        trainer(tmp_path, [callback()]).fit(Mapping(), loaders()[0], data)
+        trainer(tmp_path, [callback()]).fit(Mapping("answer"), loaders()[0], mapping_loader("answer"))
+
+
+def tags(folder):
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return accumulator, accumulator.Tags()
+
+
+def test_all_options_of_samples_and_clusters_reach_the_measurement(tmp_path):
+    names = [f"digit {number}" for number in range(10)]
+    described = []
+
+    def describe(sample):
+        described.append(sample)
+        return f"number {sample['number']}"
+
+    ours = callback(
+        layers=["encoder.2", Site("head", side="input")],
+        clusters={"digit 1": "straight", 4: "straight", 7: "straight", 0: "round"},
+        class_names=names,
+        classes=[0, 1, 4, 7],
+        baseline="resample",
+        target_class=4,
+        stratify=True,
+        groups=lambda batch: batch["number"] // 4,
+        max_samples=100,
+        describe_sample=describe,
+    )
+    logger = TensorBoardLogger(tmp_path)
+    trainer(tmp_path, [ours], logger=logger).fit(Mapping(), loaders()[0], mapping_loader())
+    results = ours.results
+    assert results.sites == ("encoder.2", "head (input)")
+    assert results.clusters.names == ("straight", "round")
+    labels = np.bincount(results.sample_label, minlength=10)
+    assert labels.sum() == 100
+    assert set(np.flatnonzero(labels).tolist()) == {0, 1, 4, 7}
+    assert labels[[0, 1, 4, 7]].min() >= 24
+    assert (results.sample_target == 4).all()
+    assert {one.removal.baseline for one in results.importances} == {"resample"}
+    halves = {}
+    for sample, half in zip(results.sample_index.tolist(), results.sample_half.tolist(), strict=True):
+        halves.setdefault(sample // 4, set()).add(half)
+    assert max(map(len, halves.values())) == 1
+    assert described
+    assert all(sample["x"].shape == (64,) for sample in described)
+    accumulator, found = tags(logger.log_dir)
+    text = accumulator.Tensors("neuroimp/samples/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "number" in text
+    assert "round" in text
+    assert "encoder.2: samples that drive top neurons most" in text
+    assert not [tag for tag in found["images"] if "exemplars" in tag]
+
+
+def test_pictures_of_samples_are_logged(tmp_path):
+    class Images(Classifier):
+        def forward(self, x):
+            return super().forward(x.flatten(1))
+
+    train, val = loaders()
+    images = [
+        DataLoader(TensorDataset(loader.dataset.tensors[0].reshape(-1, 1, 8, 8), loader.dataset.tensors[1]), 64)
+        for loader in (train, val)
+    ]
+    logger = TensorBoardLogger(tmp_path)
+    trainer(tmp_path, [callback(clusters=KMeansClusters(3))], logger=logger).fit(Images(), *images)
+    accumulator, found = tags(logger.log_dir)
+    for tag in ("neuroimp/exemplars", "neuroimp/encoder.2/top_neurons"):
+        assert tag in found["images"]
+        assert len(accumulator.Images(tag)) == 2
+    assert "neuroimp/samples/text_summary" not in found["tensors"]
+
+
+def test_a_failing_describe_sample_loses_the_pictures_only(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    ours = callback(describe_sample=lambda sample: 3)
+    with pytest.warns(UserWarning, match=r"could not write .*describe_sample must return text, or a picture"):
+        trainer(tmp_path, [ours], logger=logger).fit(Classifier(), *loaders())
+    assert ours.results.epoch == 1
 
 
 class NoForward(pl.LightningModule):

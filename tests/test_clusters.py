@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
-from lightning_neuroimp import KMeansClusters, ProbeSet, neuron_importance
+from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ProbeSet, ablation_faithfulness, neuron_importance
 from lightning_neuroimp import clusters as clusters_module
 from lightning_neuroimp.clusters import assign_groups
 from lightning_neuroimp.identities import agreement, keep_identities
@@ -393,12 +393,12 @@ def test_halves_by_group_do_not_depend_on_processes():
     x, y = torch.randn(90, 2), torch.zeros(90).long()
     whole = ProbeSet.from_batches([(x, y)])
     names = lambda batch: [f"patient {int(1e6 * abs(value)) % 7}" for value in batch[0][:, 0]]  # noqa: E731
-    expected = dict(zip(whole.index.tolist(), assign_groups(names, whole, None, alone).tolist(), strict=True))
+    expected = dict(zip(whole.index.tolist(), assign_groups(names, whole, None, alone)[0].tolist(), strict=True))
     found = [None] * 3
 
     def process(rank, gather):
         mine = whole.select(np.arange(rank, 90, 3))
-        found[rank] = dict(zip(mine.index.tolist(), assign_groups(names, mine, 4, gather).tolist(), strict=True))
+        found[rank] = dict(zip(mine.index.tolist(), assign_groups(names, mine, 4, gather)[0].tolist(), strict=True))
 
     in_lockstep(3, process)
     assert {key: half for part in found for key, half in part.items()} == expected
@@ -463,3 +463,19 @@ def test_halves_do_not_depend_on_how_batches_are_padded():
     for other in found[1:]:
         np.testing.assert_array_equal(other.sample_half, found[0].sample_half)
         np.testing.assert_allclose(other["embed.1"].half_mean, found[0]["embed.1"].half_mean, atol=1e-6)
+
+
+def test_intervals_take_groups_as_one():
+    model, data = train(nn.ReLU, width=16, depth=1, epochs=3), validation_batches()
+    x, y = (torch.cat(part)[:150] for part in zip(*data, strict=True))
+    copies = torch.arange(600) % 150  # every digit four times
+    loader = [{"image": x[copies], "label": y[copies], "digit": copies}]
+    forward = lambda model, batch: (model(batch["image"]), batch["label"])  # noqa: E731
+    found = {}
+    for groups in (None, lambda batch: batch["digit"]):
+        results = important("labels", loader, model, groups=groups, forward_fn=forward)
+        settings = AblationFaithfulness(max_samples=600)
+        overall = ablation_faithfulness(model, loader, results, settings, forward_fn=forward)["1"].faithfulness.overall
+        found[groups is not None] = np.diff(overall.gap_interval)[0]
+    assert len(set(results.sample_group.tolist())) == 150
+    assert found[True] > 1.5 * found[False]

@@ -28,8 +28,31 @@ def test_the_mean_baseline_names_the_middle_tower_in_every_class(n_classes):
         assert (scores.argmax(0) == towers["RIGHT"]).all()
 
 
-@pytest.mark.parametrize("name", ["digits.py", "towers.py"])
-def test_help(name):
-    done = subprocess.run([sys.executable, EXAMPLES / name, "--help"], capture_output=True, text=True, check=True)
-    assert "--epochs" in done.stdout
-    assert "(default: 10)" in done.stdout
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_help(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    text = capsys.readouterr().out
+    assert "--epochs" in text
+    assert "(default: " in text
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "phrases"),
+    [
+        ("convnet.py", [], ["features.6, 32 neurons", "By hand: without channels", "principal components"]),
+        ("transformer.py", [], ["blocks.1.attention.out (input, groups of 8), 4 neurons", "blocks.0 (position 0), 32"]),
+        ("mapping.py", [], ["model.hidden.1, 64 neurons, masked_gradient", "clusters: predictions"]),
+        ("mapping.py", ["--bert"], ["model.bert.encoder.layer.1.intermediate, 64 neurons"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("unchecked")
+def test_the_others_run(name, options, phrases, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--epochs", "2", "--folder", str(tmp_path), *options])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    text = capsys.readouterr().out
+    for phrase in phrases:
+        assert phrase in text
+    assert list(tmp_path.rglob("events.*"))

@@ -8,6 +8,8 @@ from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, ProbeSet, ablation_faithfulness, neuron_importance
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 REPEATS = 200
 SETTINGS = AblationFaithfulness(n_random=19, fractions=(0.1, 0.3, 0.6))
 

@@ -50,6 +50,7 @@ def test_the_sample_depends_on_the_stream_and_the_seed_only():
     assert not np.array_equal(first, numbers(ProbeSet.from_batches(stream(500), max_samples=40, seed=1)))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("bound", [{"max_samples": 20}, {"max_bytes": 20 * 16}])
 def test_every_place_in_the_stream_is_drawn_equally_often(bound):
     """Also at the end of a stream that is sorted by class, and under either bound."""

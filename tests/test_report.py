@@ -59,7 +59,9 @@ def test_the_table_says_what_the_results_say(results):
         low, high = overall.gap_interval
         assert line.endswith(overall.verdict)
         assert line.split()[2:6] == [f"{overall.gap:+.3f}", f"{low:+.3f}", "to", f"{high:+.3f}"]
-        gaps, lds, reliability = block[-3:]
+        driving = [line for line in block if line.startswith("Samples that drive top neurons most: ")]
+        assert len(driving) == (results[one.site] is one)  # once per site
+        gaps, lds, reliability = [line for line in block if line not in driving][-3:]
         assert gaps.startswith(f"Gaps of simpler rankings, to compare with {overall.gap:+.3f}: activation size")
         assert f"LDS, 1 is perfect): {overall.lds:.2f} ({overall.lds_interval[0]:+.2f} to " in lds
         mean = np.average(one.reliability.split_half, weights=results.clusters.size)

@@ -12,10 +12,12 @@ from lightning_neuroimp.diagnosis import verdict
 from lightning_neuroimp.statistics import (
     gap,
     gap_p_values,
+    gap_replicates,
     linear_datamodeling_score,
     points,
     randomisation_p_value,
     relative_gap,
+    resamples,
     weighted_mean,
 )
 
@@ -249,3 +251,18 @@ def test_besag_and_cliffords_p_value():
     assert statistics.sequential_p_value(exceeded[:20], 99) is None
     curve, control = np.array([0.5, 0.5]), np.array([[0.4, 0.4], [0.6, 0.6], [0.5, 0.5]])
     assert statistics.sequential_gap_p_values(curve, control, 19) == (1 / 1, 1 / 2)
+
+
+def test_whole_groups_are_drawn_again():
+    rng = np.random.default_rng(0)
+    own, control = rng.random(20), rng.random((9, 20))
+    copies = np.repeat(np.arange(20), 4)
+    alone = gap_replicates(own, control, np.random.default_rng(1), 50)
+    # four copies of each sample tell no more than one
+    grouped = gap_replicates(own[copies], control[:, copies], np.random.default_rng(1), 50, groups=copies * 7)
+    np.testing.assert_allclose(grouped, alone)
+    ungrouped = gap_replicates(own[copies], control[:, copies], np.random.default_rng(1), 50)
+    assert ungrouped.std() < 0.7 * alone.std()
+    uneven = resamples(6, 200, np.random.default_rng(2), np.array([0, 0, 0, 1, 1, 2]))
+    np.testing.assert_allclose(uneven.sum(1), 1)
+    assert (uneven[:, 0] == uneven[:, 2]).all()

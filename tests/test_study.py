@@ -429,7 +429,7 @@ def test_the_limit_of_clusters_holds_over_processes():
     [
         (lambda model, batch: (model(batch[0])[:5], batch[1][:5]), {}, "5 rows of logits for a batch of 128 samples"),
         (lambda model, batch: (model(batch[0]).detach(), batch[1]), {}, "carry no gradient to any of the layers"),
-        (None, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (None, {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
     ],
 )
 def test_passes_that_cannot_be_made(forward_fn, options, phrase):
