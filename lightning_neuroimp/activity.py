@@ -73,9 +73,12 @@ class ActivityMoments:
     def _rows(self, values: Float[Tensor, "sample channel position"], positions: Tensor | None, index: Any) -> _Rows:
         norms = None if self._group == 1 else values.unflatten(1, (-1, self._group)).norm(dim=2)
         if positions is None:
-            square, mean = torch.var_mean(values, 2, correction=0)
-            low, high = torch.aminmax(values, dim=2)
-            count = torch.full_like(mean[:, 0], values.shape[2])
+            # much faster than var_mean and aminmax
+            n_positions = values.shape[2]
+            mean, low, high = values.mean(2), values.amin(2), values.amax(2)
+            square = values.norm(dim=2).square() / n_positions - mean.square()
+            square = square.clamp_min(0).where(low != high, 0)  # constant ones exactly
+            count = torch.full_like(mean[:, 0], n_positions)
             return _Rows(index, mean, count, square, low, high, None if norms is None else norms.amax(2))
         counted = along_positions(positions, 1)
         count = positions.sum(1).to(values)
@@ -101,23 +104,24 @@ class ActivityMoments:
         assert mean is not None
         if count is None:
             count = torch.ones_like(mean[:, 0])
-        finite = mean.isfinite().all(1) if square is None else mean.isfinite().all(1) & square.isfinite().all(1)
-        some = finite & (count > 0)
-        if not bool(some.all()):
+        if not bool(mean.sum().isfinite()) or not bool(count.all()):
+            finite = mean.isfinite().all(1) if square is None else (mean + square).isfinite().all(1)
+            some = finite & (count > 0)
             index = index[to_numpy(some)]
             mean, count = mean[some], count[some]
             square, low, high, drive = (None if part is None else part[some] for part in (square, low, high, drive))
         if not len(index):
             return
-        weight = (count / count.sum())[:, None]
-        middle = (weight * mean).sum(0)
-        spread = (weight * (mean - middle).square()).sum(0)
+        weight = count / count.sum()
+        middle = weight @ mean
+        spread = weight @ (mean - middle).square()
         if square is not None:
-            spread = spread + (weight * square).sum(0)
+            spread = spread + weight @ square
         low, high = mean if low is None else low, mean if high is None else high
         total, ends = float(count.sum()), torch.stack([low.amin(0), high.amax(0)])
         self._merge(total, *(to_numpy(part).astype(np.float64) for part in (middle, spread * total, ends)))
-        new = _largest(to_numpy((high if drive is None else drive).T.contiguous()), index)
+        drive, order = high if drive is None else drive, np.argsort(index)
+        new = _largest(to_numpy(drive[torch.from_numpy(order).to(drive.device)].T.contiguous()), index[order])
         self._top = new if self._top is None else _best(new, self._top)
 
     def _merge(self, count: float, mean: np.ndarray, square: np.ndarray, ends: np.ndarray) -> None:
@@ -156,9 +160,8 @@ class ActivityMoments:
 def _largest(
     values: Float[np.ndarray, "neuron sample"], numbers: Int[np.ndarray, " sample"]
 ) -> tuple[Float[np.ndarray, "neuron top"], Int[np.ndarray, "neuron top"]]:
-    """The largest values of each neuron and whose they are; of equal ones the smaller numbers."""
-    order = np.argsort(numbers)
-    left, numbers = np.ascontiguousarray(values[:, order]), numbers[order]
+    """The largest values of each neuron and whose they are, samples by number; of equal ones the smaller numbers."""
+    left = values.copy()
     rows = np.arange(len(left))
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for _ in range(min(N_TOP, len(numbers))):  # faster than to sort all of them

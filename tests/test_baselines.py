@@ -15,6 +15,7 @@ from lightning_neuroimp import (
     neuron_importance,
 )
 from lightning_neuroimp.donors import Donors, donate
+from lightning_neuroimp.probe import alone
 from lightning_neuroimp.report import summary
 
 SETTINGS = AblationFaithfulness(max_samples=300)
@@ -169,3 +170,28 @@ def test_activations_are_described_as_numpy_would():
     most = h.max((2, 3))
     np.testing.assert_array_equal(found.top_samples, np.argsort(-most, axis=0)[:5].T)
     np.testing.assert_array_equal(found.top_values, -np.sort(-most, axis=0)[:5].T)
+
+
+def test_activations_of_broken_samples_and_of_many_batches():
+    from lightning_neuroimp.activity import ActivityMoments
+
+    generator = np.random.default_rng(0)
+    h = generator.normal(3, 2, (3000, 4, 5))
+    h[7, 1, 2], h[1500, 0, 0] = np.nan, np.inf
+    moments = ActivityMoments(1, 1)
+    for rows in np.array_split(generator.permutation(3000), 23):
+        moments.add(torch.from_numpy(h[rows]), None, rows)
+    found, fine = moments.activity("site", alone), np.delete(h, [7, 1500], 0)
+    assert found.count == 2998 * 5
+    np.testing.assert_allclose(found.mean, fine.mean((0, 2)))
+    np.testing.assert_allclose(found.std, fine.std((0, 2)))
+    left = h.max(2)
+    left[[7, 1500]] = -np.inf
+    np.testing.assert_array_equal(found.top_samples, np.argsort(-left, axis=0)[:5].T)
+    # of equal ones the smaller numbers, in any order of the batches
+    flat = ActivityMoments(1, 2)
+    for rows in ([5, 2], [9, 1], [7, 3, 0]):
+        flat.add(torch.ones(len(rows), 2), None, np.array(rows))
+    same = flat.activity("site", alone)
+    assert same.top_samples.tolist() == [[0, 1, 2, 3, 5]]
+    np.testing.assert_allclose(same.top_values, 2**0.5)
