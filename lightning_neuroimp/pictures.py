@@ -45,7 +45,7 @@ def samples_figure(
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.imshow(canvas, interpolation="nearest", aspect="equal")
     axes.set_title(title, fontsize=12, fontweight="bold")
     axes.set_xticks([])
     axes.set_yticks([row * size + _CELL / 2 for row in range(len(shown))], [_wrapped(name) for name, _ in shown])
@@ -54,7 +54,8 @@ def samples_figure(
         side.set_visible(False)
     for row, (_, numbers) in enumerate(shown):
         for column, number in enumerate(numbers):
-            axes.text(column * size + 3, row * size + 4, str(number), fontsize=7, color="#ffd000", va="top")
+            box = {"facecolor": "black", "alpha": 0.6, "pad": 1, "linewidth": 0}
+            axes.text(column * size + 3, row * size + 3, str(number), fontsize=7, color="#ffd000", va="top", bbox=box)
     return figure
 
 
