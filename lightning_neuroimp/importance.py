@@ -12,15 +12,11 @@ from lightning_neuroimp.rows import to_numpy
 class Halves:
     """Deals samples to two halves of each cluster, stratified by correctness, in the order in which they come.
 
-    The probe set comes in the order of fixed pseudo-random keys, so which half a sample falls into depends on nothing
-    but its cluster, its correctness and those keys (and, among several processes, on which one holds it).
-
-    Args:
-        process: number of this process; every other one begins with the other half, so that rests do not add up.
+    Where they come in the order of fixed pseudo-random keys, as a probe set of one shape does, the half that a sample
+    falls into depends on nothing but its cluster, its correctness and those keys.
     """
 
-    def __init__(self, process: int = 0) -> None:
-        self._process = process
+    def __init__(self) -> None:
         self._dealt: dict[tuple[int, bool], int] = {}
 
     def deal(self, cluster: Int[np.ndarray, " sample"], correct: np.ndarray) -> Int[np.ndarray, " sample"]:
@@ -29,7 +25,7 @@ class Halves:
         for row, (key, right) in enumerate(zip(cluster.tolist(), correct.tolist(), strict=True)):
             if key >= 0:
                 # the two strata start in different halves, so that both rest samples do not fall into the same one
-                dealt = self._dealt.setdefault((key, right), self._process + (0 if right else 1))
+                dealt = self._dealt.setdefault((key, right), 0 if right else 1)
                 half[row] = dealt % 2
                 self._dealt[key, right] = dealt + 1
         return half

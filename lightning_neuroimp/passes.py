@@ -198,10 +198,10 @@ class Passes:
             target: the scalar that is explained.
             removal_of: is given a site's name, channel axis and number of channels.
             seed: of random scores.
-            fixed_halves: each sample's half; None: they are dealt.
+            fixed_halves: each sample's half; None: they are dealt as the samples come.
             classes: only samples with these labels are in clusters; None: all.
         """
-        samples, halves = Samples(), Halves(self._process())
+        samples, halves = Samples(), Halves()
         gradients = any(attribution.needs_gradient for attribution in attributions)
         watch = Watch(list(self.sites.values()), gradients=gradients)
         groups = Groups()
@@ -313,11 +313,6 @@ class Passes:
     def _forward(self, batch: Any) -> Outcome:
         """What the model says of a batch that has been checked before."""
         return ask(self.model, batch, self.forward_fn, self.target_class)
-
-    def _process(self) -> int:
-        """Number of this process among those that hold samples."""
-        mine = int(self.probe.index.min()) if len(self.probe) else -1
-        return sorted(set(self.gather(mine))).index(mine)
 
     def _gradients(
         self, target: TargetFn, logits: Tensor, classes: Tensor, outputs: dict[str, Tensor]

@@ -33,7 +33,7 @@ class Tap:
 
     def __init__(self, site: Site, visit: Callable[[nn.Module, Any], Any], *, single: bool = False) -> None:
         self.site, self.calls = site, 0
-        self._visit, self._single = visit, single
+        self._visit, self._single, self._passed_by = visit, single, False
 
     def reset(self) -> None:
         """Another forward pass begins."""
@@ -43,6 +43,8 @@ class Tap:
     def attach(self, model: nn.Module) -> Iterator["Tap"]:
         """Hold the hook inside this context."""
         module = model.get_submodule(self.site.name)
+        around = model.get_submodule(self.site.name.rpartition(".")[0])
+        self._passed_by = isinstance(around, nn.MultiheadAttention)
         if self.site.side == "output":
             handle = module.register_forward_hook(lambda module, args, output: self._called(module, output))
         else:
@@ -73,6 +75,7 @@ class Tap:
             raise ValueError(
                 f"layer {name!r} was not called in the model's forward pass; choose one that is: "
                 "list_sites(model, batch) shows them"
+                + (". nn.MultiheadAttention does not call its out_proj" if self._passed_by else "")
             )
         if self.site.call is not None and self.calls <= self.site.call:
             raise ValueError(

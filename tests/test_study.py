@@ -121,8 +121,16 @@ def test_batch_size_and_order_do_not_change_scores(baseline):  # T14
             np.testing.assert_allclose(other[site].removal.baseline_value, found[0][site].removal.baseline_value)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"baseline": "mean", "clusters": KMeansClusters(3)},
+        {"clusters": "predictions", "target_class": "predicted"},
+        {"stratify": True, "groups": lambda batch: [int(row.sum()) % 30 for row in batch[0]]},
+    ],
+)
 @pytest.mark.usefixtures("double")
-def test_scores_and_curves_do_not_depend_on_the_number_of_processes():  # T14; real processes: test_ddp.py
+def test_scores_and_curves_do_not_depend_on_the_number_of_processes(options):  # T14; real processes: test_ddp.py
     """Three processes in lockstep threads, each with a third of the samples."""
     from lightning_neuroimp.probe import ProbeSampler
 
@@ -130,10 +138,11 @@ def test_scores_and_curves_do_not_depend_on_the_number_of_processes():  # T14; r
     model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10))
     world = 3
     found = [None] * world
-    options = {"layers": ["0", "1"], "baseline": "mean", "clusters": KMeansClusters(3)}
+    options = {"layers": ["0", "1"]} | options
+    stratify = options.pop("stratify", False)
 
     def process(rank, gather):
-        sampler = ProbeSampler(100)
+        sampler = ProbeSampler(100, stratify=stratify)
         rows = torch.arange(rank, 120, world)
         for part in rows.split(9):
             sampler.add((x[part], y[part]), part.numpy())
@@ -144,8 +153,9 @@ def test_scores_and_curves_do_not_depend_on_the_number_of_processes():  # T14; r
         found[rank] = ablation_faithfulness(own, probe, results, gather=gather)
 
     in_lockstep(world, process)
-    single_probe = ProbeSet.from_batches(batches(x, y, 50), max_samples=100)
+    single_probe = ProbeSet.from_batches(batches(x, y, 50), max_samples=100, stratify=stratify)
     single = neuron_importance(model, single_probe, **options)
+    single = ablation_faithfulness(model, single_probe, single)
     for result in found:
         assert result is not None
         assert sorted(result.sample_index) == sorted(single.sample_index)
@@ -153,9 +163,14 @@ def test_scores_and_curves_do_not_depend_on_the_number_of_processes():  # T14; r
         for site in ("0", "1"):
             np.testing.assert_allclose(result[site].mean, single[site].mean, atol=1e-12)
             np.testing.assert_array_equal(result[site].mean, found[0][site].mean)
-            np.testing.assert_array_equal(
-                result[site].faithfulness.random_accuracy, found[0][site].faithfulness.random_accuracy
-            )
+            one, same = result[site].faithfulness, single[site].faithfulness
+            for part in ("random_accuracy", "accuracy", "gap", "p_value", "samples"):
+                np.testing.assert_array_equal(getattr(one, part), getattr(found[0][site].faithfulness, part))
+                np.testing.assert_allclose(getattr(one, part), getattr(same, part), atol=1e-12)
+            np.testing.assert_array_equal(result.sample_half, single.sample_half)
+            assert result.activity(site).count == single.activity(site).count
+            np.testing.assert_allclose(result.activity(site).std, single.activity(site).std, atol=1e-12)
+            np.testing.assert_array_equal(result.activity(site).top_samples, single.activity(site).top_samples)
             assert result[site].faithfulness.samples.sum() == 100
 
 
@@ -454,19 +469,6 @@ def test_a_site_without_any_finite_activation_has_no_mean():
     assert results["1"].top(0).tolist() == []
     assert any("597 of 597 samples left out of gradient_x_activation" in note for note in results.notes)
     assert "-" in summary(results)
-
-
-def test_halves_stay_balanced_over_many_processes():
-    from lightning_neuroimp.importance import Halves
-
-    generator = np.random.default_rng(0)
-    cluster, correct = generator.integers(0, 10, 512), generator.random(512) < 0.9
-    half = np.empty(512, int)
-    for process in range(16):
-        mine = np.arange(512) % 16 == process
-        half[mine] = Halves(process).deal(cluster[mine], correct[mine])
-    assert abs(correct[half == 0].mean() - correct[half == 1].mean()) < 0.06
-    assert min((half[cluster == key] == side).sum() for key in range(10) for side in (0, 1)) >= 16
 
 
 def test_too_few_samples_and_one_cluster():

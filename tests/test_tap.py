@@ -146,6 +146,21 @@ def test_several_sites_of_one_module_side_by_side():
         neuron_importance(Twice(), class_zero(torch.randn(5, 4)), layers=[Site("layer", call=2)])
 
 
+def test_the_projection_of_torchs_attention_is_not_called():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x)[0].mean(1))
+
+    data = class_zero(torch.randn(5, 3, 4))
+    with pytest.raises(ValueError, match=r"was not called.*nn.MultiheadAttention does not call its out_proj"):
+        neuron_importance(Model(), data, layers=[Site("attention.out_proj", side="input", group=2)])
+    assert neuron_importance(Model(), data, layers="attention")["attention"].removal.n_neurons == 4
+
+
 def test_globs_of_sites():
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     found = find_sites(model, Site("*", side="input"))
