@@ -139,8 +139,12 @@ def test_the_picture_is_drawn(browser, address):
 
 
 def test_the_table_is_rendered(browser, address):
-    text, _ = opened(browser, address, "text", "labels/summary", "top neurons", "label 9")
+    # two cards, which come one after the other
+    text, _ = opened(
+        browser, address, "text", "labels/summary", "labels/samples", "faithful: p <=", "Samples nearest to"
+    )
     assert re.search(r"encoder\.2, 16 neurons, gradient_x_activation: \w+", text)
+    assert "encoder.2: samples that drive top neurons most" in text
     assert "accuracy left by random removal minus accuracy left by removing the top neurons" in text
 
 
