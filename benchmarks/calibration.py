@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from lightning_neuroimp import (
     AblationFaithfulness,
     ProbeSet,
+    ablation,
     ablation_faithfulness,
     faithfulness,
     neuron_importance,
-    study,
 )
 from lightning_neuroimp import statistics as stats
 from lightning_neuroimp.results import Results
@@ -355,13 +355,13 @@ def stopping(quick: bool) -> Iterator[Row]:
 
 def whole_control(model: nn.Module, batches: Batches, seed: int, n_random: int, options: dict[str, Any]) -> float:
     """The p-value of all random orders."""
-    rounds = study.rounds
-    study.rounds = lambda n: [n]
+    rounds = ablation.rounds
+    ablation.rounds = lambda n: [n]
     try:
         settings = AblationFaithfulness(n_random=n_random, fractions=FRACTIONS)
         judged = measured(model, batches, seed, settings, **options)["1"].faithfulness
     finally:
-        study.rounds = rounds
+        ablation.rounds = rounds
     assert judged is not None
     return judged.overall.p_value
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lightning_neuroimp import statistics
+from lightning_neuroimp.earlier import Earlier
 from lightning_neuroimp.results import Drift, Importance, Reliability, Results
 
 TOP_SHARE = 0.1
@@ -33,22 +34,24 @@ def reliability(
     return Reliability(np.array(split_half, float), k, np.array(overlap, float), chance, np.array(needed, float))
 
 
-def drift(one: Importance, before: Importance, epoch: int) -> Drift:
-    """How importances have changed, cluster by cluster of the same identity.
+def drift(one: Importance, before: Earlier) -> Drift | None:
+    """How importances have changed, cluster by cluster of the same identity; None where there were none.
 
     Args:
         one: now.
-        before: the same site and attribution in an earlier measurement.
-        epoch: of that.
+        before: the measurement before.
     """
-    now, then = one.mean, before.mean
+    now, then = one.mean, before.means.get((one.site, one.attribution))
+    if then is None:
+        return None
+    row_of = {cluster: row for row, cluster in enumerate(before.ids.tolist())}
     correlation, overlap = np.full((2, len(now)), np.nan)
     for row, cluster in enumerate(one.cluster_ids.tolist()):
-        if cluster in before.cluster_ids and now.shape[1] == then.shape[1]:
-            pair = now[row], then[before.row(cluster)]
+        if cluster in row_of and now.shape[1] == then.shape[1]:
+            pair = now[row], then[row_of[cluster]]
             correlation[row] = statistics.rank_correlation(*pair)
             overlap[row] = statistics.top_overlap(*pair, _top(now.shape[1]))[0]
-    return Drift(epoch, correlation, overlap)
+    return Drift(before.epoch, correlation, overlap)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler, normalize
 
 from lightning_neuroimp.batches import labels_of
+from lightning_neuroimp.earlier import Earlier
 from lightning_neuroimp.identities import agreement
 from lightning_neuroimp.probe import Gather, ProbeSet
 from lightning_neuroimp.results import ClusterTable, Site
@@ -75,7 +76,7 @@ class KMeansClusters:
         self,
         embeddings: Float[np.ndarray, "sample feature"],
         index: Int[np.ndarray, " sample"],
-        previous: ClusterTable | None,
+        previous: ClusterTable | Earlier | None,
         seed: int,
     ) -> Int[np.ndarray, " sample"]:
         """A cluster number for every sample, -1 where the embedding is not finite.
@@ -116,7 +117,7 @@ class KMeansClusters:
         return PCA(self.n_components, random_state=seed).fit_transform(points)
 
     def _means_of_members(
-        self, points: np.ndarray, index: np.ndarray, previous: ClusterTable | None
+        self, points: np.ndarray, index: np.ndarray, previous: ClusterTable | Earlier | None
     ) -> np.ndarray | None:
         if previous is None or not self._could_find(len(previous.ids)):
             return None
@@ -376,7 +377,7 @@ def describe(
     correct: Bool[np.ndarray, " sample"],
     embeddings: Float[np.ndarray, "sample feature"],
     n_classes: int,
-    previous: ClusterTable | None,
+    previous: ClusterTable | Earlier | None,
     history: Int[np.ndarray, "entry 2"],
     class_names: Sequence[str],
 ) -> ClusterTable:

@@ -5,6 +5,7 @@ from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
+from lightning_neuroimp.earlier import Earlier
 from lightning_neuroimp.results import ClusterTable
 
 MIN_OVERLAP = 0.5
@@ -13,7 +14,7 @@ MAX_RETIRED = 50
 
 
 def keep_identities(
-    number: Int[np.ndarray, " sample"], index: Int[np.ndarray, " sample"], previous: ClusterTable | None
+    number: Int[np.ndarray, " sample"], index: Int[np.ndarray, " sample"], previous: ClusterTable | Earlier | None
 ) -> tuple[Int[np.ndarray, " sample"], Int[np.ndarray, " cluster"], Int[np.ndarray, "entry 2"]]:
     """Give new clusters the ids of the old ones that they continue.
 
@@ -60,7 +61,7 @@ def _jaccard(one: set[int], other: set[int]) -> float:
 
 
 def agreement(
-    cluster: Int[np.ndarray, " sample"], index: Int[np.ndarray, " sample"], previous: ClusterTable | None
+    cluster: Int[np.ndarray, " sample"], index: Int[np.ndarray, " sample"], previous: ClusterTable | Earlier | None
 ) -> float:
     """Adjusted Rand index between these clusters and the last epoch's, on the samples in both; NaN without any."""
     if previous is None:

@@ -14,6 +14,7 @@ from lightning_neuroimp.attribution import Attribution, AttributionFn, resolve_a
 from lightning_neuroimp.batches import ForwardFn
 from lightning_neuroimp.clusters import ClassClusters, Clusters, KMeansClusters
 from lightning_neuroimp.donors import Donors
+from lightning_neuroimp.earlier import Earlier
 from lightning_neuroimp.embedding import EmbeddingTap
 from lightning_neuroimp.importance import Halves
 from lightning_neuroimp.isolation import undisturbed
@@ -52,7 +53,7 @@ def neuron_importance(
     max_bytes: int = 2**30,
     batch_size: int | None = None,
     seed: int = 0,
-    previous: Results | None = None,
+    previous: Results | Earlier | None = None,
     gather: Gather = alone,
     progress: bool | Progress = False,
     epoch: int = -1,
@@ -120,8 +121,8 @@ def neuron_importance(
         # labels that only forward_fn knows cannot be told before
         drawn = chosen if forward_fn is None else None
         probe = draw_probe(batches, max_samples, max_bytes, seed, stratify, drawn)
-        earlier = None if previous is None or not same_samples(probe, previous, gather) else previous
-        table = None if earlier is None else earlier.clusters
+        before = Earlier.of(previous) if isinstance(previous, Results) else previous
+        earlier = None if before is None or not same_samples(probe, before, gather) else before
         donors = Donors(probe, seed) if baseline == "resample" else None
         passes = Passes(
             model,
@@ -146,9 +147,9 @@ def neuron_importance(
             survey, means = passes.survey(tap, required=kmeans is not None, averaged=baseline == "mean")
         if kmeans is not None:
             assert survey is not None
-            number = kmeans.assign(survey.embedding, survey.index, table, seed)
+            number = kmeans.assign(survey.embedding, survey.index, earlier, seed)
             # everybody takes the first process's clusters: the same code may round differently elsewhere
-            named, history = gather(identities.keep_identities(number, survey.index, table)[::2])[0]
+            named, history = gather(identities.keep_identities(number, survey.index, earlier)[::2])[0]
             place = dict(zip(survey.index.tolist(), named.tolist(), strict=True))
             assigned = np.array([place[sample] for sample in probe.index.tolist()], np.int64)
         elif callable(clusters):
@@ -230,7 +231,7 @@ def neuron_importance(
                 non_finite=left_out,
                 reliability=agreement.reliability(mean, count),
             )
-            importances.append(_with_drift(found, earlier))
+            importances.append(found if earlier is None else replace(found, drift=agreement.drift(found, earlier)))
             if left_out:
                 notes.append(
                     f"{site}: {left_out} of {len(samples.index)} samples left out of {one.name}, whose values were "
@@ -249,7 +250,7 @@ def neuron_importance(
         samples.correct,
         samples.embedding,
         samples.n_classes,
-        table,
+        earlier,
         history,
         class_names,
     )
@@ -298,13 +299,6 @@ def _deal(
     return np.array([dealt[sample] for sample in probe.index.tolist()], np.int64)
 
 
-def _with_drift(one: Importance, earlier: Results | None) -> Importance:
-    """With the change since an earlier measurement of the same samples, where it holds the same site and score."""
-    if earlier is None or one.site not in earlier.sites or one.attribution not in earlier.attributions:
-        return one
-    return replace(one, drift=agreement.drift(one, earlier[one.site, one.attribution], earlier.epoch))
-
-
 def draw_probe(
     batches: Iterable[Any] | ProbeSet,
     max_samples: int,
@@ -342,7 +336,7 @@ def probe_of(results: Results, batches: Iterable[Any] | ProbeSet, gather: Gather
     return probe
 
 
-def same_samples(probe: ProbeSet, results: Results, gather: Gather) -> bool:
+def same_samples(probe: ProbeSet, results: Results | Earlier, gather: Gather) -> bool:
     """Whether the probe set holds the samples that the results are of: the same content under the same numbers."""
     shares = gather((probe.index.tolist(), probe.fingerprint.tolist()))
     found = {pair for share in shares for pair in zip(*share, strict=True)}

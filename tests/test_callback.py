@@ -388,6 +388,65 @@ def test_pictures_of_samples_are_logged(tmp_path):
     assert "neuroimp/samples/text_summary" not in found["tensors"]
 
 
+def memory_for(most, kind=torch.OutOfMemoryError, message="CUDA out of memory. Tried to allocate 2 GiB."):
+    """A forward that runs out of memory with more samples than so many."""
+    seen = []
+
+    def forward(module, batch):
+        seen.append(len(batch[0]))
+        if len(batch[0]) > most:
+            raise kind(message)
+        return module(batch[0]), batch[1]
+
+    return forward, seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2 GiB."),
+        (RuntimeError, "[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory: you tried"),
+        (MemoryError, "Unable to allocate 3 GiB for an array"),
+    ],
+)
+def test_passes_get_smaller_when_memory_runs_out(tmp_path, kind, message):
+    forward, seen = memory_for(20, kind, message)
+    ours, small = callback(forward_fn=forward), callback(batch_size=16)
+    with pytest.warns(UserWarning, match="memory ran out in passes of") as warned:
+        trainer(tmp_path, [ours]).fit(Classifier(), *loaders())
+    told = [str(one.message) for one in warned if "memory ran out" in str(one.message)]
+    assert [line.split("memory ran out ")[1][:45] for line in told] == [
+        "in passes of 64 samples; they are of 32 from ",
+        "in passes of 32 samples; they are of 16 from ",
+    ]  # and not again in the second epoch
+    assert seen[:3] == [64, 32, 16]
+    torch.manual_seed(0)
+    trainer(tmp_path, [small]).fit(Classifier(), *loaders())
+    assert ours.results["encoder.2"].faithfulness is not None
+    assert ours.results["encoder.2"].mean.shape == small.results["encoder.2"].mean.shape
+
+
+def test_memory_that_runs_out_for_one_sample_leaves_training_alone(tmp_path):
+    forward, seen = memory_for(0)
+    model = Classifier()
+    with pytest.warns(UserWarning, match="memory ran out") as warned:
+        trainer(tmp_path, [callback(forward_fn=forward, name="one")], max_epochs=1).fit(model, *loaders())
+    last = str(warned[-1].message)
+    assert "has no measurement of epoch 0; training goes on. RuntimeError: memory ran out with one sample in" in last
+    assert "explain fewer layers in one callback" in last
+    assert seen == [64, 32, 16, 8, 4, 2, 1]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
+def test_sharded_weights_are_refused(tmp_path, kind, monkeypatch):
+    run = trainer(tmp_path, [callback()])
+    strategy = type(kind, (type(run.strategy),), {"zero_stage_3": True})
+    monkeypatch.setattr(run.strategy, "__class__", strategy)
+    with pytest.raises(MisconfigurationException, match=rf"does not work with {kind}, .*whole weights.*strategy='ddp'"):
+        run.fit(Classifier(), *loaders())
+
+
 def test_a_failing_describe_sample_loses_the_pictures_only(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     ours = callback(describe_sample=lambda sample: 3)
@@ -516,8 +575,15 @@ def test_settings_from_lists_as_files_give_them():
 def test_mistakes_that_setup_finds(tmp_path):
     with pytest.raises(MisconfigurationException, match="no layer 'encoder.9' in Classifier: did you mean"):
         trainer(tmp_path, [callback(layers="encoder.9")]).fit(Classifier(), *loaders())
+    with pytest.raises(RuntimeError, match=r"Found more than one stateful callback of type `NeuronImportance`"):
+        trainer(tmp_path, [callback(), callback()])  # Lightning's own check
+
+    class Bringing(Classifier):
+        def configure_callbacks(self):
+            return [callback(), callback()]
+
     with pytest.raises(MisconfigurationException, match="two NeuronImportance callbacks are named 'neuroimp'"):
-        trainer(tmp_path, [callback(), callback()]).fit(Classifier(), *loaders())
+        trainer(tmp_path, []).fit(Bringing(), *loaders())
     with (
         pytest.warns(UserWarning, match="have no `val_dataloader`"),
         pytest.raises(MisconfigurationException, match="there is no validation loader .* pass val_dataloaders"),

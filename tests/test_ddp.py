@@ -24,11 +24,17 @@ def fails_on_one(batch):
         raise (ValueError if mode == "mistake" else RuntimeError)("injected")
     return batch.sum_positions(batch.deviation * batch.gradient)
 
+def needs_memory(batch):
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1 and len(batch.index) > 20:
+        raise torch.OutOfMemoryError("injected")
+    return batch.sum_positions(batch.deviation * batch.gradient)
+
+SCORES = {{"fail": fails_on_one, "mistake": fails_on_one, "memory": needs_memory}}
 torch.manual_seed(0)
 model = Classifier()
 ours = NeuronImportance(
     ["encoder.2"], clusters=KMeansClusters(3), baseline="mean", max_samples=200,
-    attribution=fails_on_one if mode in ("fail", "mistake") else "gradient_x_activation",
+    attribution=SCORES.get(mode, "gradient_x_activation"),
     faithfulness=AblationFaithfulness(max_overhead=None),
     results_dir={blocked!r} if mode == "write" else {folder!r} + f"/{{processes}}",
 )
@@ -85,6 +91,13 @@ def test_a_failure_on_one_process_is_one_on_all_and_training_goes_on(tmp_path):
     (metrics,), _ = run("fail", 2, tmp_path)
     assert list(metrics) == ["val_loss"]
     assert not (tmp_path / "2").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_memory_that_runs_out_on_one_process_makes_smaller_passes_on_all(tmp_path):
+    (metrics,), _errors = run("memory", 2, tmp_path)
+    assert "neuroimp/encoder.2/gap" in metrics
+    assert (tmp_path / "2").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -15,12 +15,11 @@ from lightning_neuroimp.results import Results
 from lightning_neuroimp.tensorboard.summaries import cluster_tags, site_tag, tag, write_summaries
 
 
-def metrics(results: Results, checked: Results | None, name: str) -> dict[str, float]:
-    """The few, fixed, sorted values that reach `trainer.callback_metrics`.
+def metrics(results: Results, name: str) -> dict[str, float]:
+    """The few, fixed values of a measurement that reach `trainer.callback_metrics`.
 
     Args:
-        results: the last measurement.
-        checked: the last one with ablations.
+        results: the measurement.
         name: first part of each key.
     """
     values = {tag(name, "measured_epoch"): float(results.epoch)}
@@ -33,18 +32,22 @@ def metrics(results: Results, checked: Results | None, name: str) -> dict[str, f
         values[f"{key}/reliability"] = agreed.reliability
         # none yet in the first epoch: the least, so that a monitor does not take it for the best
         values[f"{key}/stability"] = 0.0 if math.isnan(agreed.stability) else agreed.stability
-    if checked is not None:
-        values[tag(name, "checked_epoch")] = float(checked.epoch)
-        for one in checked.importances:
-            if one.faithfulness is not None:
-                overall, key = one.faithfulness.overall, site_tag(name, one, checked)
-                values |= {
-                    f"{key}/gap": overall.gap,
-                    f"{key}/lds": overall.lds,
-                    f"{key}/p_value": overall.p_value,
-                    f"{key}/relative_gap": overall.relative_gap,
-                }
-    return dict(sorted(values.items()))
+    return values
+
+
+def check_metrics(results: Results, name: str) -> dict[str, float]:
+    """Those of a measurement that was checked by ablation."""
+    values = {tag(name, "checked_epoch"): float(results.epoch)}
+    for one in results.importances:
+        if one.faithfulness is not None:
+            overall, key = one.faithfulness.overall, site_tag(name, one, results)
+            values |= {
+                f"{key}/gap": overall.gap,
+                f"{key}/lds": overall.lds,
+                f"{key}/p_value": overall.p_value,
+                f"{key}/relative_gap": overall.relative_gap,
+            }
+    return values
 
 
 def cluster_scalars(results: Results, name: str) -> dict[str, float]:

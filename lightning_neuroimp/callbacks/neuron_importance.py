@@ -11,16 +11,18 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_neuroimp import report
 from lightning_neuroimp.ablation import ablation_faithfulness
-from lightning_neuroimp.agreement import Agreement, agreement
+from lightning_neuroimp.agreement import agreement
 from lightning_neuroimp.attribution import resolve_attributions
 from lightning_neuroimp.callbacks.bars import say, trainer_progress
 from lightning_neuroimp.callbacks.cost import CostKeeper
 from lightning_neuroimp.callbacks.loggers import (
+    check_metrics,
     log_everywhere,
     log_folder,
     metrics,
@@ -28,13 +30,28 @@ from lightning_neuroimp.callbacks.loggers import (
     step_of,
     takes_pictures,
 )
-from lightning_neuroimp.callbacks.processes import MISTAKES, failing_together, gather_objects, sample_numbers
-from lightning_neuroimp.clusters import ClassClusters, KMeansClusters, check_class_names, check_clusters, class_numbers
+from lightning_neuroimp.callbacks.processes import (
+    MISTAKES,
+    failing_together,
+    gather_objects,
+    out_of_memory,
+    sample_numbers,
+)
+from lightning_neuroimp.callbacks.state import RunState, pack, unpack
+from lightning_neuroimp.clusters import (
+    ClassClusters,
+    KMeansClusters,
+    check_class_names,
+    check_clusters,
+    class_numbers,
+    describe_source,
+)
+from lightning_neuroimp.earlier import Earlier
 from lightning_neuroimp.exemplars import Description, describe_samples, shown_samples
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.probe import ProbeSampler, ProbeSet
 from lightning_neuroimp.randomisation import weight_randomisation
-from lightning_neuroimp.removal import check_baseline, check_target, check_target_class
+from lightning_neuroimp.removal import check_baseline, check_target, check_target_class, describe_baseline
 from lightning_neuroimp.results import Results, Site
 from lightning_neuroimp.rows import batch_size as samples_in
 from lightning_neuroimp.rows import unpacked
@@ -54,6 +71,9 @@ class NeuronImportance(Callback):
     ``/p_value``, ``/relative_gap`` (``<name>/<layer>/<attribution>/gap``, ... for several attributions), and
     ``<name>/adjusted_rand_index`` where clusters can change.
 
+    A checkpoint carries the clusters' identities, the last importances and values, and the schedule, so that a resumed
+    run goes on as an uninterrupted one would. Where memory runs out, the passes are halved.
+
     Args:
         layers: names or globs (`*` one level, `**` all) as in `model.named_modules()`; their outputs' channels are the
             neurons. Choose activations rather than the linear layers before them.
@@ -72,7 +92,8 @@ class NeuronImportance(Callback):
         max_bytes: bound of the probe set in host memory, per process.
         batch_size: of our passes; by default that of the validation loader.
         every_n_epochs: measure in every n-th validation run, beginning with the first.
-        name: begins all keys, tags and file names; several callbacks need different ones.
+        name: begins all keys, tags and file names, and that of the state in checkpoints; several callbacks need
+            different ones.
         seed: of the probe set, KMeans, random orders; the global random state is neither read nor changed.
         on_error: what an exception in a measurement does: "warn" goes on training and marks the measurement as
             missing, "raise" stops. Mistakes in the arguments stop in any case, at the latest in the first measurement.
@@ -138,6 +159,7 @@ class NeuronImportance(Callback):
         self._results: Results | None = None
         self._checked: Results | None = None
         self._enabled = False
+        self._run = RunState()
         self._reset()
 
     def _check_arguments(self) -> None:
@@ -182,9 +204,10 @@ class NeuronImportance(Callback):
         self._sampler: ProbeSampler | None = None
         self._probe: ProbeSet | None = None
         self._seen: dict[int, int] = {}
-        self._runs = self._measured = 0
-        self._metrics: dict[str, float] = {}
-        self._history: list[Agreement] = []
+        # clusters go on in another run, as far as it is on the same samples
+        self._run = RunState(earlier=self._run.earlier)
+        self._size = self.batch_size  # of our passes; halved when memory runs out
+        self._proved = False  # whether a measurement of this run has succeeded
         self._cost: CostKeeper | None = None
 
     @property
@@ -213,6 +236,45 @@ class NeuronImportance(Callback):
             )
         return text
 
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return pack(self._run, self._configuration())
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._run, reasons = unpack(state_dict, self._configuration())
+        if reasons:
+            rank_zero_warn(
+                f"NeuronImportance {self.name!r}: the checkpoint does not fit: {'; '.join(reasons)}. Cluster "
+                "identities, drift and the values of the last measurement start anew"
+            )
+
+    def _configuration(self) -> dict[str, Any]:
+        """What a checkpoint's state holds for."""
+        layers = [self.layers] if isinstance(self.layers, str | Site) else list(self.layers)
+        return {
+            "layers": [str(layer) for layer in layers],
+            "clusters": describe_source(self.clusters),
+            "attribution": [one.name for one in resolve_attributions(self.attribution)],
+            "target": check_target(self.target)[0],
+            "target_class": self.target_class,
+            "baseline": describe_baseline(check_baseline(self.baseline)),
+            "classes": None if self.classes is None else [str(one) for one in self.classes],
+            "max_samples": self.max_samples,
+            "seed": self.seed,
+            "stratify": bool(self.stratify),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave behind the probe set, and the model that Lightning binds to `log`."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        return kept | {"_sampler": None, "_probe": None}
+
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         self._reset()
@@ -226,6 +288,7 @@ class NeuronImportance(Callback):
                 f"two NeuronImportance callbacks are named {self.name!r}, so that their values would overwrite each "
                 "other; give each its own name="
             )
+        _check_strategy(trainer.strategy, self.name)
         # in front: a callback such as weight averaging swaps the validated weights away in its own epoch end
         rest = [callback for callback in callbacks if not isinstance(callback, NeuronImportance)]
         trainer.callbacks = [*ours, *rest]  # type: ignore[attr-defined]
@@ -325,15 +388,14 @@ class NeuronImportance(Callback):
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if trainer.sanity_checking or self._cost is None:
             return
-        due = self._runs % self.every_n_epochs == 0
-        self._runs += 1
+        due = self._run.runs % self.every_n_epochs == 0
+        self._run.runs += 1
         if due:
             folder = self._folder(trainer)
             try:
-                with failing_together(), trainer.precision_plugin.forward_context():
-                    results = self._measure(trainer, pl_module)
+                results = self._measure(trainer, pl_module)
             except Exception as error:
-                if isinstance(error, MISTAKES) and self._measured == 0:
+                if isinstance(error, MISTAKES) and not self._proved:
                     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     raise MisconfigurationException(f"NeuronImportance {self.name!r}: {kind}{error}") from error
                 self._fail(f"has no measurement of epoch {trainer.current_epoch}", error)
@@ -344,9 +406,10 @@ class NeuronImportance(Callback):
                         self._write(trainer, results, folder)
                 except Exception as error:
                     self._fail(f"could not write its measurement of epoch {trainer.current_epoch}", error)
-        if self._metrics:
+        values = self._run.metrics | self._run.check_metrics
+        if values:
             # every process has computed the same values and logs the same keys in the same order
-            pl_module.log_dict(self._metrics, on_step=False, on_epoch=True, sync_dist=True)
+            pl_module.log_dict(dict(sorted(values.items())), on_step=False, on_epoch=True, sync_dist=True)
 
     def _fail(self, what: str, error: Exception) -> None:
         if self.on_error == "raise":
@@ -355,6 +418,30 @@ class NeuronImportance(Callback):
         warnings.warn(f"NeuronImportance {self.name!r} {message}", stacklevel=2)
 
     def _measure(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Results:
+        """A measurement, with smaller and smaller passes while memory runs out."""
+        while True:
+            try:
+                with failing_together(), trainer.precision_plugin.forward_context():
+                    return self._measure_once(trainer, pl_module)
+            except Exception as error:
+                if not out_of_memory(error) or self._probe is None:
+                    raise
+                message = f"{type(error).__name__}: {error}"
+            # outside of the clause, as the exception holds on to what filled the memory
+            garbage_collection_cuda()
+            size = self._size or max(gather_objects(self._probe.batch_size))
+            if size == 1:
+                raise RuntimeError(
+                    f"memory ran out with one sample in a pass ({message}): explain fewer layers in one callback, or "
+                    "leave the accelerator more room"
+                )
+            self._size = size // 2
+            rank_zero_warn(
+                f"NeuronImportance {self.name!r}: memory ran out in passes of {size} samples; they are of {self._size} "
+                "from now on. batch_size= sets that at once"
+            )
+
+    def _measure_once(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Results:
         assert self._cost is not None
         if self._probe is None:
             assert self._sampler is not None
@@ -374,9 +461,9 @@ class NeuronImportance(Callback):
             class_names=self.class_names,
             groups=self.groups,
             forward_fn=self.forward_fn,
-            batch_size=self.batch_size,
+            batch_size=self._size,
             seed=self.seed,
-            previous=self._results,
+            previous=self._run.earlier,
             gather=gather_objects,
             progress=progress,
             epoch=trainer.current_epoch,
@@ -390,7 +477,7 @@ class NeuronImportance(Callback):
                 results,
                 self.faithfulness,
                 forward_fn=self.forward_fn,
-                batch_size=self.batch_size,
+                batch_size=self._size,
                 gather=gather_objects,
                 progress=progress,
             )
@@ -402,7 +489,7 @@ class NeuronImportance(Callback):
                     attribution=resolve_attributions(self.attribution),
                     target=self.target,
                     forward_fn=self.forward_fn,
-                    batch_size=self.batch_size,
+                    batch_size=self._size,
                     seed=self.seed,
                     gather=gather_objects,
                     progress=progress,
@@ -411,31 +498,33 @@ class NeuronImportance(Callback):
         return results
 
     def _keep(self, trainer: "pl.Trainer", results: Results) -> None:
-        self._results = results
+        run, self._results = self._run, results
         if results.has_faithfulness:
             self._checked = results
-        elif self._measured == 0:
+            run.check_metrics = check_metrics(results, self.name)
+        elif not self._proved:
             self._checked = None  # an earlier run's check says nothing of this one
-        self._metrics = metrics(results, self._checked, self.name)
-        self._history += [agreement(results, one) for one in results.importances]
-        if self._measured == 0:
+        run.metrics, run.earlier = metrics(results, self.name), Earlier.of(results)
+        run.history += [agreement(results, one) for one in results.importances]
+        run.measured += 1
+        if not self._proved:
             took = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in results.seconds.items())
             say(trainer, f"NeuronImportance {self.name!r}, first measurement took: {took}")
-        self._measured += 1
+        self._proved = True
 
     def _write(self, trainer: "pl.Trainer", results: Results, folder: Path | None) -> None:
         described: dict[int, Description] = {}
         if self._probe is not None and takes_pictures(trainer):
             described = describe_samples(self._probe, shown_samples(results), self.describe_sample, gather_objects)
         if trainer.is_global_zero:
-            log_everywhere(trainer, results, self.name, results.step, self._history, described)
+            log_everywhere(trainer, results, self.name, results.step, self._run.history, described)
             if folder is not None:
                 results.save(results_file(folder, results))
 
     def _check_is_due(self, trainer: "pl.Trainer") -> bool:
         """Whether this measurement is checked by ablation; every process decides as the first one does."""
         assert self._cost is not None
-        if self.faithfulness is None or self._measured % self.faithfulness.every_n_epochs:
+        if self.faithfulness is None or self._run.measured % self.faithfulness.every_n_epochs:
             return False
         may = bool(gather_objects(self._cost.may_check() or _is_last(trainer))[0])
         if not may:
@@ -453,6 +542,17 @@ class NeuronImportance(Callback):
         # a collective: every process asks
         folder = trainer.strategy.broadcast(log_folder(trainer.loggers[0]))
         return None if folder is None else Path(folder) / "neuroimp" / self.name
+
+
+def _check_strategy(strategy: Any, name: str) -> None:
+    """Refuse strategies under which no process has the whole weights."""
+    kinds = {kind.__name__ for kind in type(strategy).__mro__}
+    sharded = kinds & {"FSDPStrategy", "ModelParallelStrategy"} or getattr(strategy, "zero_stage_3", False)
+    if sharded:
+        raise MisconfigurationException(
+            f"NeuronImportance {name!r} does not work with {type(strategy).__name__}, under which no process has the "
+            "whole weights of a layer; use strategy='ddp', or call neuron_importance() on the model of a checkpoint"
+        )
 
 
 def _is_last(trainer: "pl.Trainer") -> bool:

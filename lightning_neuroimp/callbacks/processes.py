@@ -7,8 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 import torch.distributed
 from jaxtyping import Int
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch.utils.data import DistributedSampler
 
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
@@ -23,14 +25,26 @@ class _Failure:
 
     message: str
     mistaken: bool
+    memory: bool
 
 
 class PeerFailedError(RuntimeError):
     """Another process failed."""
 
 
+class PeerOutOfMemoryError(PeerFailedError):
+    """Another process ran out of memory."""
+
+
 class PeerMistakenError(ValueError):
     """Another process found a mistake in the arguments or the data."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this or another process ran out of memory, on the host or on an accelerator."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | PeerOutOfMemoryError):
+        return True
+    return len(error.args) == 1 and isinstance(error.args[0], str) and is_oom_error(error)
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -38,12 +52,15 @@ def gather_objects(value: Any) -> list[Any]:
 
     Raises:
         PeerMistakenError: if another process failed by a mistake.
+        PeerOutOfMemoryError: if it ran out of memory.
         PeerFailedError: if another process failed otherwise.
     """
     values = _gather(value)
     for rank, other in enumerate(values):
         if isinstance(other, _Failure):
             message = f"on process {rank}: {other.message}"
+            if other.memory:
+                raise PeerOutOfMemoryError(message)
             raise PeerMistakenError(message) if other.mistaken else PeerFailedError(message)
     return values
 
@@ -62,7 +79,8 @@ def failing_together() -> Iterator[None]:
     except Exception as error:
         # who hears of a failure in a gather has heard it together with all others
         if not finished and not isinstance(error, PeerFailedError | PeerMistakenError):
-            _gather(_Failure(f"{type(error).__name__}: {error}", isinstance(error, MISTAKES)))
+            message = f"{type(error).__name__}: {error}"
+            _gather(_Failure(message, isinstance(error, MISTAKES), out_of_memory(error)))
         raise
 
 
