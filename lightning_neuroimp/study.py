@@ -154,24 +154,23 @@ def neuron_importance(
             assigned = np.array([place[sample] for sample in probe.index.tolist()], np.int64)
         elif callable(clusters):
             assigned, names = clustering.assign_by_callable(clusters, probe, batch_size, gather)
+        grouping = by_class if assigned is None else assigned
+        assert grouping is not None
         halves = group_of = None
         if groups is not None:
             halves, group_of = clustering.assign_groups(groups, probe, batch_size, gather, assigned)
         elif survey is not None:
-            halves = _deal(survey, assigned if assigned is not None else by_class, probe, chosen, seed, gather)
+            halves = _deal(survey, grouping, probe, chosen, seed, gather)
 
         def removal_of(site: str, axis: int, n_channels: int) -> Removal:
-            value = np.full(n_channels, {"zero": 0.0, "resample": np.nan}.get(str(baseline), 0.0))
-            if baseline == "mean":
-                value = means[site]
-            elif isinstance(baseline, float):
-                value = np.full(n_channels, baseline)
+            constant = baseline if isinstance(baseline, float) else np.nan if baseline == "resample" else 0.0
+            value = means[site] if baseline == "mean" else np.full(n_channels, constant)
             where = replace(sites[site], optional=False)
             return Removal(where, axis, describe_baseline(baseline), value, target_name, target_class)
 
         scores = passes.score(
             tap,
-            assigned if assigned is not None else ClassClusters(clusters, class_names),  # type: ignore[arg-type]
+            grouping,
             attributions,
             target_fn,
             removal_of,
@@ -278,7 +277,7 @@ def neuron_importance(
 
 def _deal(
     survey: Samples,
-    clusters: Int[np.ndarray, " local"] | ClassClusters | None,
+    clusters: Int[np.ndarray, " local"] | ClassClusters,
     probe: ProbeSet,
     classes: Collection[int] | None,
     seed: int,
@@ -288,7 +287,6 @@ def _deal(
     if isinstance(clusters, ClassClusters):
         cluster = clusters.of(survey.label, survey.predicted)
     else:
-        assert clusters is not None
         shares = gather((probe.index.tolist(), clusters.tolist()))
         of = {sample: key for share in shares for sample, key in zip(*share, strict=True)}
         cluster = np.array([of[sample] for sample in survey.index.tolist()], np.int64)
