@@ -76,8 +76,8 @@ class ActivityMoments:
             # much faster than var_mean and aminmax
             n_positions = values.shape[2]
             mean, low, high = values.mean(2), values.amin(2), values.amax(2)
-            square = values.norm(dim=2).square() / n_positions - mean.square()
-            square = square.clamp_min(0).where(low != high, 0)  # constant ones exactly
+            square = (values - mean[..., None]).norm(dim=2).square() / n_positions
+            square = square.where(low != high, 0)  # constant ones exactly
             count = torch.full_like(mean[:, 0], n_positions)
             return _Rows(index, mean, count, square, low, high, None if norms is None else norms.amax(2))
         counted = along_positions(positions, 1)

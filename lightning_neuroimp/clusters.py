@@ -257,6 +257,8 @@ class ClassClusters:
             groups = list(dict.fromkeys(clusters.values()))
             check_number(len(groups))
             self._group = {_class_number(key, class_names): groups.index(group) for key, group in clusters.items()}
+            if len(self._group) < len(clusters):
+                raise ValueError(f"clusters names a class twice, by number and by name, in {list(clusters)}")
             self._names = {number: str(group) for number, group in enumerate(groups)}
 
     def of(

@@ -18,6 +18,9 @@ DescribeFn = Callable[..., Any]
 Description = str | UInt8[np.ndarray, "height width 3"]
 
 MAX_ROWS = 12
+MAX_SITES = 16
+"""The samples that drive top neurons are shown for so many layers."""
+
 _MAX_VALUES = 12
 _LARGEST = 96  # pixels
 
@@ -41,7 +44,7 @@ def top_neurons(results: Results, site: str, most: int = MAX_ROWS) -> dict[int, 
 def shown_samples(results: Results) -> list[int]:
     """Numbers of the samples nearest to the clusters' centres, and of those that drive the top neurons most."""
     numbers = set(results.clusters.exemplars[_largest(results)].reshape(-1).tolist())
-    for activity in results.activities:
+    for activity in results.activities[:MAX_SITES]:
         for neuron in top_neurons(results, activity.site):
             numbers |= set(activity.top_samples[neuron].tolist())
     return sorted(numbers - {-1})
@@ -147,9 +150,13 @@ def _leaves(inputs: Any) -> Iterator[Any]:
 
 
 def _is_picture(array: np.ndarray) -> bool:
-    if array.dtype.kind not in "fu" or min(array.shape[-2:], default=0) < 2:
+    if array.dtype.kind not in "fu":
         return False
-    return array.ndim == 2 or (array.ndim == 3 and (array.shape[0] in (1, 3) or array.shape[2] in (1, 3)))
+    if array.ndim == 3 and array.shape[0] in (1, 3):
+        array = array[0]
+    elif array.ndim == 3 and array.shape[2] in (1, 3):
+        array = array[..., 0]
+    return array.ndim == 2 and min(array.shape) > 1
 
 
 def _checked(value: Any) -> Description:
@@ -157,8 +164,10 @@ def _checked(value: Any) -> Description:
         return value
     if isinstance(value, Tensor):
         value = to_numpy(value)
-    if isinstance(value, np.ndarray) and (
-        value.ndim == 2 or (value.ndim == 3 and {value.shape[0], value.shape[2]} & {1, 3})
+    if (
+        isinstance(value, np.ndarray)
+        and value.size
+        and (value.ndim == 2 or (value.ndim == 3 and {value.shape[0], value.shape[2]} & {1, 3}))
     ):
         return as_picture(value)
     raise ValueError(

@@ -63,12 +63,14 @@ def deletion_figure(results: Results, site: str) -> "Figure":
     left_out = len(table.ids) - len(rows)
     more = f" ({left_out} clusters not drawn)" if left_out else ""
     pad = 8 + 17 * len(checked)
-    whole.set_title(f"{site}, all clusters{when}{more}", fontsize=16, fontweight="bold", pad=pad)
+    whole.set_title(f"{site}, all clusters{when}{more}", fontsize=16, fontweight="bold", pad=pad, parse_math=False)
     whole.legend(loc="lower left", fontsize=12 if len(whole.lines) < 6 else 9, framealpha=0.8)
     for number, row in enumerate(rows):
         panel = figure.add_subplot(grid[1 + number // _COLUMNS, number % _COLUMNS], sharey=whole)
         _draw_panel(panel, checked, row, removal.n_neurons, size=9)
-        panel.set_title(f"{table.names[row]} ({table.size[row]})", fontsize=11, pad=4 + 11 * len(checked))
+        panel.set_title(
+            f"{table.names[row]} ({table.size[row]})", fontsize=11, pad=4 + 11 * len(checked), parse_math=False
+        )
         if number % _COLUMNS:
             panel.tick_params(labelleft=False)
         else:
@@ -164,14 +166,14 @@ def specificity_figure(results: Results, site: str) -> "Figure":
     for number, (attribution, one) in enumerate(measured):
         panel = figure.add_subplot(1, len(measured), number + 1)
         image = panel.imshow(one.damage, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        panel.set_xticks(range(n), names, rotation=90, fontsize=9)
-        panel.set_yticks(range(n), names if number == 0 else [""] * n, fontsize=9)
+        panel.set_xticks(range(n), names, rotation=90, fontsize=9, parse_math=False)
+        panel.set_yticks(range(n), names if number == 0 else [""] * n, fontsize=9, parse_math=False)
         panel.set_xlabel(f"top {one.removed} neurons of this cluster removed", fontsize=10)
         if number == 0:
             panel.set_ylabel("accuracy lost by this cluster", fontsize=10)
         p_value = "" if np.isnan(one.p_value) else f", p {one.p_value:.3g}"
         value = "too few clusters" if np.isnan(one.value) else f"own - others {one.value:+.2f}{p_value}"
-        panel.set_title(f"{site}\n{attribution}\n{value}", fontsize=11)
+        panel.set_title(f"{site}\n{attribution}\n{value}", fontsize=11, parse_math=False)
     figure.colorbar(image, ax=figure.axes, shrink=0.8, label="fall of the accuracy")
     return figure
 
@@ -215,7 +217,7 @@ def agreement_figure(history: Sequence[Agreement], site: str) -> "Figure":
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("epoch", fontsize=12)
     panel.set_ylabel("rank correlation", fontsize=12)
-    panel.set_title(f"{site}: do importances agree?", fontsize=14, fontweight="bold")
+    panel.set_title(f"{site}: do importances agree?", fontsize=14, fontweight="bold", parse_math=False)
     panel.legend(loc="lower right", fontsize=10)
     panel.grid(alpha=0.25)
     return figure

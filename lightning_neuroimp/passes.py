@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class Passes:
         target_class: str | int = "label",
         donors: Donors | None = None,
     ) -> None:
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size}")
         self.model, self.probe, self.forward_fn = model, probe, forward_fn
         self.batch_size, self.gather, self.progress = batch_size, gather, progress

@@ -46,9 +46,11 @@ def samples_figure(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.imshow(canvas, interpolation="nearest", aspect="equal")
-    axes.set_title(title, fontsize=12, fontweight="bold")
+    axes.set_title(title, fontsize=12, fontweight="bold", parse_math=False)
     axes.set_xticks([])
-    axes.set_yticks([row * size + _CELL / 2 for row in range(len(shown))], [_wrapped(name) for name, _ in shown])
+    axes.set_yticks(
+        [row * size + _CELL / 2 for row in range(len(shown))], [_wrapped(name) for name, _ in shown], parse_math=False
+    )
     axes.tick_params(left=False, labelsize=10)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -89,6 +91,7 @@ def _wrapped(name: str, width: int = 24) -> str:
 
 
 def _escaped(text: str) -> str:
+    text = text[:200]
     for mark in ("\\", "|", "<", "*", "_", "`"):
         text = text.replace(mark, "&#" + str(ord(mark)) + ";")
-    return text[:200].replace("\n", " ")
+    return text.replace("\r", " ").replace("\n", " ")

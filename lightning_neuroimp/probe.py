@@ -9,6 +9,7 @@ takes the smallest key of each stratum, then the second smallest of each, and so
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,7 +126,7 @@ class ProbeSampler:
         classes: Collection[int] | None = None,
     ) -> None:
         for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
-            if not isinstance(value, int):
+            if not isinstance(value, Integral):
                 raise ValueError(f"{name} must be an integer, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -268,7 +269,6 @@ class ProbeSampler:
             if -entry.minus_key in chosen:
                 members.setdefault(entry.kind, []).append(entry)
         groups = tuple(_group(self._blocks[kind].rows, entries) for kind, entries in members.items())
-        self._heaps, self._blocks = {}, {}
         return ProbeSet(groups, self.largest_batch, sum(share[2] for share in shares))
 
 

@@ -121,6 +121,8 @@ def _copy(model: nn.Module) -> nn.Module:
     attached = [value for name, value in vars(model).items() if name in ("_trainer", "_fabric") and value is not None]
     try:
         return copy.deepcopy(model, {id(value): value for value in attached})
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"the model cannot be copied, which randomised weights need: {type(error).__name__}: {error}"

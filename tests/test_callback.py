@@ -15,6 +15,14 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance, Results, Site
+from lightning_neuroimp.callbacks.processes import (
+    PeerFailedError,
+    PeerMistakenError,
+    PeerOutOfMemoryError,
+    _Failure,
+    _worst,
+    out_of_memory,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -453,6 +461,62 @@ def test_a_failing_describe_sample_loses_the_pictures_only(tmp_path):
     with pytest.warns(UserWarning, match=r"could not write .*describe_sample must return text, or a picture"):
         trainer(tmp_path, [ours], logger=logger).fit(Classifier(), *loaders())
     assert ours.results.epoch == 1
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+    _, found = tags(logger.log_dir)
+    assert "neuroimp/summary/text_summary" in found["tensors"]
+    assert "neuroimp/encoder.2/deletion_curves" in found["images"]
+
+
+def test_names_are_no_formulas_and_describing_does_not_draw(tmp_path):
+    names = ["$_$", "a$b", "<b>", "|", "*x*", "\\frac", "7", "8", "9", "10"]
+    logger = TensorBoardLogger(tmp_path)
+
+    def describe(sample):
+        torch.rand(3), np.random.rand(3)
+        return torch.rand(4, 4)
+
+    def drawing(batch):
+        torch.rand(3)
+        return batch[1]
+
+    states = []
+    for options in ({}, {"describe_sample": describe, "class_names": names, "stratify": drawing}):
+        torch.manual_seed(5)
+        trainer(tmp_path, [callback(**options)], logger=logger).fit(Classifier(), *loaders())
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    assert "neuroimp/exemplars" in tags(logger.log_dir)[1]["images"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([_Failure("a", False, True), 1, _Failure("b", False, True)], PeerOutOfMemoryError),
+        ([_Failure("a", False, True), _Failure("b", False, False)], PeerFailedError),
+        ([_Failure("a", True, False), _Failure("b", False, False)], PeerFailedError),
+        ([_Failure("a", True, False), _Failure("b", False, True)], PeerOutOfMemoryError),
+        ([1, _Failure("a", True, False)], PeerMistakenError),
+    ],
+)
+def test_processes_that_fail_in_different_ways_agree(values, kind):
+    found = _worst(values)
+    assert type(found) is kind
+    assert out_of_memory(found) == (kind is PeerOutOfMemoryError)
+    assert _worst([1, 2]) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA out of memory."), True),
+        (PeerFailedError("on process 1: OSError: CUDA out of memory"), False),
+        (OSError("CUDA out of memory"), False),
+        (RuntimeError(3), False),
+    ],
+)
+def test_what_is_running_out_of_memory(error, memory):
+    assert out_of_memory(error) is memory
 
 
 class NoForward(pl.LightningModule):

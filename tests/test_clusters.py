@@ -359,6 +359,10 @@ def test_predictions_are_clusters():
         ({"classes": [-1]}, "a class must be a number from 0 on, or a name, got -1"),
         ({"class_names": "three"}, "class_names must be a list with the name of each class, got 'three'"),
         ({"clusters": {}}, "clusters as a mapping must go from classes .* to groups"),
+        (
+            {"clusters": {0: "a", "zero": "b"}, "class_names": NAMES},
+            r"names a class twice, by number and by name, in \[0, 'z",
+        ),
         ({"clusters": {1: 2.5}}, "clusters as a mapping must go from classes .* to groups"),
         ({"clusters": {number: number for number in range(21)}}, "there are 21 clusters, more than 20"),
         ({"clusters": {50: "a"}}, r"no probe sample is in a cluster: clusters='groups of 1 labels'.*labels are \[0, 1"),

@@ -113,11 +113,48 @@ def test_checkpoints_hold_tensors_and_builtins_and_are_small(tmp_path):
         assert len(pickle.dumps(states[key])) < 50_000
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_numpy_arguments_do_not_spoil_a_checkpoint(tmp_path):
+    options = {"seed": np.int64(1), "target_class": np.int64(3), "max_samples": np.int64(200)}
+    fit(tmp_path, callback(**options), 1).save_checkpoint(tmp_path / "one.ckpt")
+    torch.load(tmp_path / "one.ckpt", weights_only=True)
+    ours = callback(**options)
+    fit(tmp_path, ours, 2, tmp_path / "one.ckpt")
+    assert ours.results["encoder.2"].drift is not None
+
+
+def test_after_a_change_all_starts_anew_at_once(tmp_path):
+    stop = EarlyStopping("neuroimp/encoder.2/gap", mode="max", patience=9)
+    fit(tmp_path, callback(every_n_epochs=2), 1).save_checkpoint(tmp_path / "one.ckpt")
+    changed = callback(every_n_epochs=2, baseline="mean")
+    with pytest.warns(UserWarning, match="baseline was 'zero' and is 'mean'"):
+        fit(tmp_path, changed, 2, tmp_path / "one.ckpt", callbacks=[stop])  # its monitor finds its value
+    assert changed.results.epoch == 1
+    # a check that is asked for now, by a checkpoint that knows of none
+    fit(tmp_path, callback(faithfulness=None), 1).save_checkpoint(tmp_path / "two.ckpt")
+    asked = callback()
+    fit(tmp_path, asked, 2, tmp_path / "two.ckpt", callbacks=[copy.deepcopy(stop)])
+    assert asked.results.has_faithfulness
+    fit(tmp_path, callback(), 1).save_checkpoint(tmp_path / "three.ckpt")
+    without = fit(tmp_path, callback(faithfulness=None), 2, tmp_path / "three.ckpt")
+    assert "neuroimp/encoder.2/gap" not in without.callback_metrics
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_validation_of_a_checkpoint_measures_whatever_the_schedule_is(tmp_path):
+    fit(tmp_path, callback(every_n_epochs=2), 1).save_checkpoint(tmp_path / "one.ckpt")
+    ours, (model, _, val) = callback(every_n_epochs=2), deterministic()
+    trainer(tmp_path, [ours]).validate(model, val, ckpt_path=tmp_path / "one.ckpt", verbose=False)
+    assert ours.results.has_faithfulness
+    assert ours.results["encoder.2"].drift is not None
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"clusters": KMeansClusters(3)}, r"clusters was 'KMeans\(4\) on .*' and is 'KMeans\(3\)"),
         ({"baseline": "mean"}, "baseline was 'zero' and is 'mean'"),
+        ({"class_names": ["a", "b"]}, r"class_names was \[\] and is \['a', 'b'\]"),
         ({"layers": ["encoder.2", "head"]}, r"layers was \['encoder.2'\] and is \['encoder.2', 'head'\]"),
     ],
 )

@@ -5,6 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
 from lightning_neuroimp import report
@@ -248,6 +250,8 @@ class NeuronImportance(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._run, reasons = unpack(state_dict, self._configuration())
+        if self.faithfulness is None:
+            self._run.check_metrics = {}
         if reasons:
             rank_zero_warn(
                 f"NeuronImportance {self.name!r}: the checkpoint does not fit: {'; '.join(reasons)}. Cluster "
@@ -260,13 +264,17 @@ class NeuronImportance(Callback):
         return {
             "layers": [str(layer) for layer in layers],
             "clusters": describe_source(self.clusters),
+            "groups of labels": [[str(one) for one in pair] for pair in self.clusters.items()]
+            if isinstance(self.clusters, Mapping)
+            else None,
             "attribution": [one.name for one in resolve_attributions(self.attribution)],
             "target": check_target(self.target)[0],
-            "target_class": self.target_class,
+            "target_class": check_target_class(self.target_class),
             "baseline": describe_baseline(check_baseline(self.baseline)),
             "classes": None if self.classes is None else [str(one) for one in self.classes],
-            "max_samples": self.max_samples,
-            "seed": self.seed,
+            "class_names": [str(one) for one in self.class_names],
+            "max_samples": int(self.max_samples),
+            "seed": int(self.seed),
             "stratify": bool(self.stratify),
         }
 
@@ -354,7 +362,8 @@ class NeuronImportance(Callback):
             try:
                 size = samples_in(unpacked(batch))
                 start = self._seen.get(dataloader_idx, 0)
-                self._sampler.add(batch, sample_numbers(trainer, dataloader_idx, start, size))
+                with isolate_rng() if callable(self.stratify) else nullcontext():
+                    self._sampler.add(batch, sample_numbers(trainer, dataloader_idx, start, size))
             except ValueError as error:
                 raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
             self._seen[dataloader_idx] = start + size
@@ -388,7 +397,7 @@ class NeuronImportance(Callback):
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if trainer.sanity_checking or self._cost is None:
             return
-        due = self._run.runs % self.every_n_epochs == 0
+        due = trainer.state.fn == "validate" or self._run.runs % self.every_n_epochs == 0
         self._run.runs += 1
         if due:
             folder = self._folder(trainer)
@@ -445,8 +454,9 @@ class NeuronImportance(Callback):
         assert self._cost is not None
         if self._probe is None:
             assert self._sampler is not None
-            self._probe = self._sampler.close(gather_objects)
-            self._sampler = None
+            probe = self._sampler.close(gather_objects)
+            gather_objects(None)  # all have one, or none
+            self._probe, self._sampler = probe, None
         progress = trainer_progress(trainer)
         results = neuron_importance(
             pl_module,
@@ -513,18 +523,34 @@ class NeuronImportance(Callback):
         self._proved = True
 
     def _write(self, trainer: "pl.Trainer", results: Results, folder: Path | None) -> None:
-        described: dict[int, Description] = {}
-        if self._probe is not None and takes_pictures(trainer):
-            described = describe_samples(self._probe, shown_samples(results), self.describe_sample, gather_objects)
+        if trainer.is_global_zero and folder is not None:
+            results.save(results_file(folder, results))
+        described, problem = self._described(trainer, results)
         if trainer.is_global_zero:
             log_everywhere(trainer, results, self.name, results.step, self._run.history, described)
-            if folder is not None:
-                results.save(results_file(folder, results))
+        if problem is not None:
+            raise problem
+
+    def _described(self, trainer: "pl.Trainer", results: Results) -> tuple[dict[int, Description], Exception | None]:
+        """What the samples look like that are worth showing, and what went wrong: all else is logged all the same."""
+        mine: dict[int, Description] = {}
+        problem = None
+        if self._probe is not None and takes_pictures(trainer):
+            try:
+                with isolate_rng():
+                    mine = describe_samples(self._probe, shown_samples(results), self.describe_sample)
+            except Exception as error:
+                problem = error
+        return {number: one for share in gather_objects(mine) for number, one in share.items()}, problem
 
     def _check_is_due(self, trainer: "pl.Trainer") -> bool:
         """Whether this measurement is checked by ablation; every process decides as the first one does."""
         assert self._cost is not None
-        if self.faithfulness is None or self._run.measured % self.faithfulness.every_n_epochs:
+        if self.faithfulness is None:
+            return False
+        due = self._run.measured % self.faithfulness.every_n_epochs == 0
+        # asked for by itself, or by a resumed run whose checkpoint knows of no check
+        if not due and trainer.state.fn != "validate" and self._run.check_metrics:
             return False
         may = bool(gather_objects(self._cost.may_check() or _is_last(trainer))[0])
         if not may:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed
 from jaxtyping import Int
-from lightning.pytorch.utilities.memory import is_oom_error
+from lightning.pytorch.utilities.memory import is_cuda_out_of_memory, is_out_of_cpu_memory
 from torch.utils.data import DistributedSampler
 
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
@@ -42,9 +42,13 @@ class PeerMistakenError(ValueError):
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this or another process ran out of memory, on the host or on an accelerator."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError | PeerOutOfMemoryError):
+    if isinstance(error, PeerFailedError | PeerMistakenError):
+        return isinstance(error, PeerOutOfMemoryError)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return len(error.args) == 1 and isinstance(error.args[0], str) and is_oom_error(error)
+    if not isinstance(error, RuntimeError) or len(error.args) != 1 or not isinstance(error.args[0], str):
+        return False
+    return is_cuda_out_of_memory(error) or is_out_of_cpu_memory(error) or "CUBLAS_STATUS_ALLOC_FAILED" in error.args[0]
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -56,13 +60,23 @@ def gather_objects(value: Any) -> list[Any]:
         PeerFailedError: if another process failed otherwise.
     """
     values = _gather(value)
-    for rank, other in enumerate(values):
-        if isinstance(other, _Failure):
-            message = f"on process {rank}: {other.message}"
-            if other.memory:
-                raise PeerOutOfMemoryError(message)
-            raise PeerMistakenError(message) if other.mistaken else PeerFailedError(message)
+    failed = _worst(values)
+    if failed is not None:
+        raise failed
     return values
+
+
+def _worst(values: list[Any]) -> "PeerFailedError | PeerMistakenError | None":
+    """One verdict for all processes, where several have failed in different ways; None where none has."""
+    failures = [(rank, one) for rank, one in enumerate(values) if isinstance(one, _Failure)]
+    if not failures:
+        return None
+    # what is neither memory nor a mistake first, as nothing can be done about it
+    rank, worst = min(failures, key=lambda pair: (pair[1].memory or pair[1].mistaken, pair[1].mistaken))
+    message = f"on process {rank}: {worst.message}"
+    if worst.memory:
+        return PeerOutOfMemoryError(message)
+    return PeerMistakenError(message) if worst.mistaken else PeerFailedError(message)
 
 
 @contextmanager
@@ -79,8 +93,12 @@ def failing_together() -> Iterator[None]:
     except Exception as error:
         # who hears of a failure in a gather has heard it together with all others
         if not finished and not isinstance(error, PeerFailedError | PeerMistakenError):
-            message = f"{type(error).__name__}: {error}"
-            _gather(_Failure(message, isinstance(error, MISTAKES), out_of_memory(error)))
+            mine = _Failure(f"{type(error).__name__}: {error}", isinstance(error, MISTAKES), out_of_memory(error))
+            worst = _worst(_gather(mine))
+            assert worst is not None
+            agreed = isinstance(worst, PeerMistakenError), isinstance(worst, PeerOutOfMemoryError)
+            if agreed != (mine.mistaken, mine.memory):
+                raise worst from error
         raise
 
 

@@ -80,7 +80,7 @@ def unpack(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> tuple[
         if before.get(name) != value
     ]
     if changed:
-        return run, changed
+        return RunState(), changed
     run.metrics, run.check_metrics = dict(state["metrics"]), dict(state["check_metrics"])
     run.history = [Agreement(**entry) for entry in state["history"]]
     if state["earlier"] is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lightning_neuroimp.agreement import Agreement
-from lightning_neuroimp.exemplars import Description, exemplar_rows, neuron_rows
+from lightning_neuroimp.exemplars import MAX_SITES, Description, exemplar_rows, neuron_rows
 from lightning_neuroimp.figures import agreement_figure, deletion_figure, specificity_figure, to_image
 from lightning_neuroimp.pictures import samples_figure, samples_markdown
 from lightning_neuroimp.report import markdown
@@ -89,7 +89,7 @@ def _write_samples(writer: Any, results: Results, name: str, step: int, describe
             f"{one.site}: samples that drive top neurons most",
             neuron_rows(results, one.site),
         )
-        for one in results.activities
+        for one in results.activities[:MAX_SITES]
     ]
     texts = []
     for where, title, rows in groups:
