@@ -8,6 +8,7 @@ from torch import nn
 from lightning_neuroimp import AblationFaithfulness, ablation_faithfulness, neuron_importance
 
 SEEDS = range(5)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def judged(activation, seed):

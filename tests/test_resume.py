@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance
 
 pytestmark = [
+    pytest.mark.usefixtures("unchecked"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
@@ -113,7 +114,6 @@ def test_checkpoints_hold_tensors_and_builtins_and_are_small(tmp_path):
         assert len(pickle.dumps(states[key])) < 50_000
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_numpy_arguments_do_not_spoil_a_checkpoint(tmp_path):
     options = {"seed": np.int64(1), "target_class": np.int64(3), "max_samples": np.int64(200)}
     fit(tmp_path, callback(**options), 1).save_checkpoint(tmp_path / "one.ckpt")

@@ -24,10 +24,12 @@ class Suffix:
         replayer: of the model and the removal.
         batch: on the host.
         target: the scalar explained per sample.
-        numbers: of the samples in the stream.
+        numbers: of the samples in the stream, for their donors.
     """
 
-    def __init__(self, replayer: Replayer, batch: Any, target: TargetFn, numbers: Int[np.ndarray, " sample"]) -> None:
+    def __init__(
+        self, replayer: Replayer, batch: Any, target: TargetFn, numbers: Int[np.ndarray, " sample"] | None = None
+    ) -> None:
         self._replayer, self._batch, self._target, self._numbers = replayer, batch, target, numbers
 
     @cached_property
