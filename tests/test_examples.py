@@ -18,6 +18,7 @@ def test_towers_run_and_count(tmp_path):
         assert line in done.stdout
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_the_mean_baseline_names_the_middle_tower_in_every_class(n_classes):
     """Five of the hundred seeds of the table in README."""

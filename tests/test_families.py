@@ -80,6 +80,7 @@ def test_scores_and_ablations_equal_a_slow_twin(name, baseline):
     assert seen == N
 
 
+@pytest.mark.usefixtures("unchecked")  # shapes are checked in the test above
 @pytest.mark.parametrize("kind", CLUSTERS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_kind_of_clusters(name, kind):
