@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_neuroimp.nonlinearity import Nonlinearity
 from lightning_neuroimp.probe import Gather
 from lightning_neuroimp.results import SiteActivity
 from lightning_neuroimp.rows import to_numpy
@@ -37,10 +38,12 @@ class ActivityMoments:
     Args:
         axis: of the channels.
         group: so many channels are one neuron.
+        nonlinearity: that follows, where one does.
     """
 
-    def __init__(self, axis: int, group: int) -> None:
-        self._axis, self._group = axis, group
+    def __init__(self, axis: int, group: int, nonlinearity: Nonlinearity | None = None) -> None:
+        self._axis, self._group, self._nonlinearity = axis, group, nonlinearity
+        self._error = np.zeros(2)  # what the derivative misses of the nonlinearity's change, and that change
         self._count = 0.0
         self._mean = self._square = np.zeros(0)  # mean, and sum of squared distances from it
         self._ends = np.zeros((2, 0))
@@ -52,6 +55,7 @@ class ActivityMoments:
         activation: Float[Tensor, "sample ..."],
         positions: Bool[Tensor, "sample token"] | None,
         index: Int[np.ndarray, " sample"],
+        deviation: Float[Tensor, "sample ..."] | None = None,
     ) -> None:
         """Add a batch; samples that are not finite are left out.
 
@@ -59,8 +63,11 @@ class ActivityMoments:
             activation: samples first.
             positions: True for those that count.
             index: numbers of the samples.
+            deviation: activation - baseline; asked for where a nonlinearity follows.
         """
         activation = activation.detach()
+        if self._nonlinearity is not None and deviation is not None:
+            self._error += self._nonlinearity.derivative_error(activation, deviation)
         if activation.ndim == 2:
             norms = None if self._group == 1 else activation.unflatten(1, (-1, self._group)).norm(dim=2)
             rows = _Rows(index, activation, drive=norms)
@@ -144,17 +151,30 @@ class ActivityMoments:
             gather: collects from processes.
         """
         self._sum_up()
-        mine = (self._count, self._mean, self._square, self._ends, self._top)
+        name = "" if self._nonlinearity is None else self._nonlinearity.name
+        mine = (self._count, self._mean, self._square, self._ends, self._top, self._error, name)
         shares = [share for share in gather(mine) if share[0]]
         if not shares:
             return None
         whole = ActivityMoments(self._axis, self._group)
-        for count, mean, square, ends, _ in shares:
+        for count, mean, square, ends, *_ in shares:
             whole._merge(count, mean, square, ends)
         values, samples = _best(*(share[4] for share in shares))
         deviation = np.sqrt(np.maximum(whole._square / whole._count, 0.0))
         low, high = whole._ends
-        return SiteActivity(site, round(whole._count), whole._mean, deviation, low, high, samples, values)
+        missed, change = np.sum([share[5] for share in shares], axis=0)
+        return SiteActivity(
+            site,
+            round(whole._count),
+            whole._mean,
+            deviation,
+            low,
+            high,
+            samples,
+            values,
+            nonlinearity=next((share[6] for share in shares if share[6]), ""),
+            derivative_error=float(missed / change) if change > 0 else float("nan"),
+        )
 
 
 def _largest(

@@ -16,6 +16,10 @@ from lightning_neuroimp.results import Comparison, Faithfulness, Importance, Ove
 REFERENCES = ("activation size", "one ranking for all clusters")
 """Rankings that a score should beat: mean |activation - baseline|, and the same score's mean over all clusters."""
 
+ALTERNATIVES = ("absolute values", "activation size", "activation x derivative")
+"""Scores that every importance pass gives beside the one that was asked for: that score's own absolute values, mean
+|activation - baseline|, and, where there are gradients, the effect of removal to first order."""
+
 LDS_FRACTION = 0.1
 
 
@@ -211,14 +215,16 @@ class Judge:
         greedy = None if self.plan.greedy is None else self.accuracy[self.plan.greedy]
         p_values = np.array([self._p_values(*pair) for pair in self._curves(own)])
         gap, relative = statistics.gap(curve, control), statistics.relative_gap(curve, control)
-        lds, lds_replicates = self._lds(self.ones[position])
+        (lds, *alternatives), (lds_replicates, *theirs) = self._lds(self.ones[position])
         replicates = [self._gap_replicates(own, rows) for rows in [*self.rows, np.concatenate(self.rows)]]
         n_samples = [self._units(rows) for rows in [*self.rows, np.concatenate(self.rows)]]
         intervals = np.stack([statistics.bootstrap_interval(*pair) for pair in zip(replicates, n_samples, strict=True)])
         gains = [self._srg(position, rows) for rows in [*self.rows, np.concatenate(self.rows)]]
         n_lds = len(self.control)
-        lds_intervals = statistics.correlation_interval(np.stack(lds_replicates, -1), lds, n_lds)
-        lds_together = np.asarray(statistics.weighted_mean(np.stack(lds_replicates, -1), self.size))
+        lds_intervals = statistics.correlation_interval(lds_replicates.T, lds, n_lds)
+        lds_together, *others = (
+            np.asarray(statistics.weighted_mean(one.T, self.size)) for one in (lds_replicates, *theirs)
+        )
         lds_overall = float(statistics.weighted_mean(lds, self.size))
         smallest = self.samples.min(1)
         nan = np.full(n_clusters, np.nan)
@@ -240,6 +246,11 @@ class Judge:
                 float(p_values[-1, 0]), float(p_values[-1, 1]), whole_relative, int(self.samples.sum(0).min())
             ),
             reference_gap=np.stack([statistics.gap(self._together(one), whole[1]) for one in references]),
+            reference_interval=np.stack(
+                [self._difference(order, own) for order in (self.plan.size, self.plan.shared[position])]
+            ),
+            alternative_lds=np.array([float(statistics.weighted_mean(one, self.size)) for one in alternatives]),
+            alternative_interval=np.stack([percentiles(one - lds_together) for one in others]),
             gap_interval=intervals[-1],
             lds_interval=statistics.correlation_interval(lds_together, np.array(lds_overall), n_lds),
             least_accuracy=None if least is None else self._together(least),
@@ -267,6 +278,8 @@ class Judge:
             p_value_worse=p_values[:-1, 1],
             lds=lds,
             reference_gap=np.stack([statistics.gap(one, control) for one in references]),
+            alternatives=ALTERNATIVES,
+            alternative_lds=np.stack(alternatives),
             verdict=tuple(
                 verdict(float(p_values[row, 0]), float(p_values[row, 1]), float(relative[row]), int(smallest[row]))
                 for row in range(n_clusters)
@@ -324,26 +337,41 @@ class Judge:
         weights = statistics.resamples(len(values), statistics.N_REPLICATES, self._generator(2), self._groups(rows))
         return statistics.bootstrap_interval(weights @ values, self._units(rows))
 
-    def _lds(self, one: Importance) -> tuple[Float[np.ndarray, " cluster"], list[Float[np.ndarray, " replicate"]]]:
+    def _difference(self, first: int, second: int) -> Float[np.ndarray, "2"]:
+        """95% interval of how much more accuracy one order leaves than another, over all samples."""
+        rows = np.concatenate(self.rows)
+        return self._mean_interval((self.level[first] - self.level[second])[rows], rows)
+
+    def _lds(self, one: Importance) -> tuple[Float[np.ndarray, "score cluster"], Float[np.ndarray, "score cluster _"]]:
         """Linear datamodeling score from the control's masks nearest to 10%, mean of the halves, and resampled masks.
+
+        Of the scores, then of each alternative (NaN where there is none), over the same masks and replicates.
 
         Samples are not drawn again: effects on few samples are noisy, and noise draws every correlation towards zero.
         """
         n_draws, point = len(self.control), nearest(self.removed, self.control.shape[1], LDS_FRACTION)
         masks: Bool[np.ndarray, "draw neuron"] = np.argsort(self.control, axis=1) < self.removed[point]
         draws = self._generator(3).integers(n_draws, size=(statistics.N_REPLICATES, n_draws))
-        score, replicates = np.full(self.samples.shape, np.nan), []
-        for cluster, sides in enumerate(self.half_rows):
-            halves = np.full((2, statistics.N_REPLICATES), np.nan)
-            for half, rows in enumerate(sides):
-                if not len(rows):
+        candidates = [one.half_mean, one.half_abs_mean, one.half_deviation, one.half_first_order]
+        score = np.full((len(candidates), *self.samples.shape), np.nan)
+        replicates = np.full((*score.shape, statistics.N_REPLICATES), np.nan)
+        for cluster, half in np.ndindex(self.samples.shape):
+            rows = self.half_rows[cluster][half]
+            if not len(rows):
+                continue
+            margins = self.outcomes.intact_margin[rows] - self.outcomes.margin[self.plan.control :, point, rows]
+            effects = margins.mean(1)
+            for place, candidate in enumerate(candidates):
+                if candidate is None:
                     continue
-                effects = self.outcomes.intact_margin[rows] - self.outcomes.margin[self.plan.control :, point, rows]
-                scores = one.half_mean[1 - half, cluster]
-                score[cluster, half] = statistics.linear_datamodeling_score(scores, masks, effects.mean(1))
-                halves[half] = statistics.row_correlations((masks @ scores)[draws], effects.mean(1)[draws])
-            replicates.append(np.asarray(statistics.weighted_mean(halves.T, np.ones(2))))
-        return np.asarray(statistics.weighted_mean(score, np.ones(2))), replicates
+                scores = candidate[1 - half, cluster]
+                score[place, cluster, half] = statistics.linear_datamodeling_score(scores, masks, effects)
+                replicates[place, cluster, half] = statistics.row_correlations((masks @ scores)[draws], effects[draws])
+        both = np.ones(2)
+        return (
+            np.asarray(statistics.weighted_mean(score, both)),
+            np.asarray(statistics.weighted_mean(replicates.swapaxes(2, 3), both)),
+        )
 
     def comparisons(self) -> list[Comparison]:
         """Each two attributions."""
@@ -365,6 +393,12 @@ class Judge:
                 )
             )
         return found
+
+
+def percentiles(replicates: Float[np.ndarray, " replicate"]) -> Float[np.ndarray, "2"]:
+    """95% of bootstrap replicates; NaN where most of them are undefined."""
+    known = replicates[np.isfinite(replicates)]
+    return np.quantile(known, [0.025, 0.975]) if len(known) > len(replicates) / 2 else np.full(2, np.nan)
 
 
 def nearest(removed: Int[np.ndarray, " point"], n_neurons: int, fraction: float) -> int:

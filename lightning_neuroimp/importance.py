@@ -1,5 +1,7 @@
 """Streams attributions into moments per cluster and half."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -54,8 +56,9 @@ class ClusterMoments:
 
     def __init__(self, groups: Groups) -> None:
         self.non_finite = 0
-        self._groups = groups
-        self._sums = np.zeros((0, 4, 0))  # (half and cluster, moment, neuron)
+        self._groups, self._same = groups, False  # whether the values are effects to first order themselves
+        self._sums = np.zeros((0, 0, 0))  # (half and cluster, moment, neuron)
+        self._sizes = np.zeros((0, 2))  # (half and cluster, moment of a sample's size)
         self._count = np.zeros(0, np.int64)
 
     def add(
@@ -63,6 +66,7 @@ class ClusterMoments:
         values: Float[Tensor, "sample neuron"],
         deviation: Float[Tensor, "sample neuron"],
         rows: Int[Tensor, " sample"],
+        first_order: Float[Tensor, "sample neuron"] | None = None,
     ) -> None:
         """Add a batch; samples with a value that is not finite are counted and left out.
 
@@ -70,55 +74,93 @@ class ClusterMoments:
             values: attribution of each neuron.
             deviation: |activation - baseline| of each neuron.
             rows: from `Groups.of`, for this batch.
+            first_order: effect of removing each neuron to first order, where it is known; may be `values` themselves.
         """
         if not self._groups.rows:
             return
-        sums = self._batch_sums(values, deviation, rows)
+        self._same = first_order is values
+        parts = [values, deviation, *([] if first_order is None or self._same else [first_order])]
+        sums, sizes = self._batch_sums(parts, rows)
         if not np.isfinite(sums).all():
-            finite = (values.isfinite().all(1) & deviation.isfinite().all(1)).cpu()
+            finite = torch.stack([part.isfinite().all(1) for part in parts]).all(0).cpu()
             self.non_finite += int(((rows >= 0) & ~finite).sum())
             rows = rows.where(finite, -1)
             keep = finite.to(values.device)[:, None]
             # zeroed as well as left out: zero times NaN is NaN in the product
-            sums = self._batch_sums(values.where(keep, 0), deviation.where(keep, 0), rows)
+            sums, sizes = self._batch_sums([part.where(keep, 0) for part in parts], rows)
         if len(self._count) < len(sums):
-            grown = np.zeros_like(sums)
-            grown[: len(self._count)] = self._sums if len(self._count) else 0.0
-            self._sums = grown
-            self._count = np.concatenate([self._count, np.zeros(len(sums) - len(self._count), np.int64)])
+            new = len(sums) - len(self._count)
+            self._sums = np.concatenate([self._sums.reshape(-1, *sums.shape[1:]), np.zeros((new, *sums.shape[1:]))])
+            self._sizes = np.concatenate([self._sizes, np.zeros((new, 2))])
+            self._count = np.concatenate([self._count, np.zeros(new, np.int64)])
         self._sums += sums
+        self._sizes += sizes
         self._count += torch.bincount(rows[rows >= 0], minlength=len(sums)).numpy()
 
-    def _batch_sums(self, values: Tensor, deviation: Tensor, rows: Tensor) -> Float[np.ndarray, "group 4 neuron"]:
+    def _batch_sums(
+        self, parts: list[Tensor], rows: Tensor
+    ) -> tuple[Float[np.ndarray, "group moment neuron"], Float[np.ndarray, "group 2"]]:
         # summed where they are, and by torch: NumPy's BLAS has threads of its own, and they would fight with torch's.
         # Apple's GPUs have no float64: there a batch is summed in float32, and the batches on the host
-        dtype = torch.float32 if values.device.type == "mps" else torch.float64
-        weights = (torch.arange(len(self._groups.rows))[:, None] == rows).to(values.device, dtype)
-        values = values.to(dtype)
-        moments = torch.stack([values, values.abs(), values.square(), deviation.to(dtype)])
-        return to_numpy(weights @ moments).swapaxes(0, 1).astype(np.float64, copy=False)
+        dtype = torch.float32 if parts[0].device.type == "mps" else torch.float64
+        weights = (torch.arange(len(self._groups.rows))[:, None] == rows).to(parts[0].device, dtype)
+        values, *others = (part.to(dtype) for part in parts)
+        size = values.abs()
+        moments = torch.stack([values, size, values.square(), *others])
+        whole = size.sum(1)
+        sizes = weights @ torch.stack([whole, whole.square()], 1)
+        return (
+            to_numpy(weights @ moments).swapaxes(0, 1).astype(np.float64, copy=False),
+            to_numpy(sizes).astype(np.float64, copy=False),
+        )
 
-    def means(
-        self, ids: Int[np.ndarray, " cluster"], n_neurons: int, gather: Gather
-    ) -> tuple[Int[np.ndarray, "half cluster"], Float[np.ndarray, "4 half cluster neuron"], int]:
-        """Counts, the four means (value, absolute value, square, deviation) and how many samples were left out.
+    def means(self, ids: Int[np.ndarray, " cluster"], n_neurons: int, gather: Gather) -> "Means":
+        """What has been added, by all processes.
 
         Args:
             ids: clusters of the rows.
             n_neurons: of the site (a process without samples does not know).
             gather: sums over processes.
         """
-        count = np.zeros((2, len(ids)), np.int64)
-        sums = np.zeros((4, 2, len(ids), n_neurons))
+        shares = gather((self._groups.rows, self._count, self._sums, self._sizes, self.non_finite, self._same))
+        count, n_moments = np.zeros((2, len(ids)), np.int64), max(share[2].shape[1] for share in shares)
+        sums, sizes = np.zeros((max(n_moments, 4), 2, len(ids), n_neurons)), np.zeros((2, len(ids)))
         place = {int(cluster): row for row, cluster in enumerate(ids)}
         left_out = 0
-        for rows, counts, moments, non_finite in gather((self._groups.rows, self._count, self._sums, self.non_finite)):
+        for rows, counts, moments, squares, non_finite, _ in shares:
             left_out += non_finite
             for (half, cluster), row in rows.items():
                 if row >= len(counts):
                     continue  # in batches that did not reach this site
                 count[half, place[cluster]] += counts[row]
                 sums[:, half, place[cluster]] += moments[row]
+                sizes[:, place[cluster]] += squares[row]
         filled = count[None, :, :, None]
-        means = np.divide(sums, filled, out=np.full_like(sums, np.nan), where=filled > 0)
-        return count, means, left_out
+        mean, size, square, deviation, *more = np.divide(sums, filled, out=np.full_like(sums, np.nan), where=filled > 0)
+        first_order = mean if any(share[5] for share in shares) else more[0] if more else None
+        effective = np.divide(sizes[0] ** 2, sizes[1], out=np.full(len(ids), np.nan), where=sizes[1] > 0)
+        return Means(count, mean, size, square, deviation, first_order, effective, left_out)
+
+
+@dataclass(frozen=True)
+class Means:
+    """Moments over each half of each cluster.
+
+    Attributes:
+        count: samples in them.
+        mean, abs_mean, square_mean: of the attribution, its absolute value and its square.
+        deviation: mean |activation - baseline|.
+        first_order: mean effect to first order; None where it was not added.
+        effective_samples: (sum of s)^2 / sum of s^2 over a cluster's samples, s a sample's sum of |attribution|: by how
+            many samples the scores would be carried if each had the same weight (Kish's effective sample size).
+        left_out: samples that were not finite.
+    """
+
+    count: Int[np.ndarray, "half cluster"]
+    mean: Float[np.ndarray, "half cluster neuron"]
+    abs_mean: Float[np.ndarray, "half cluster neuron"]
+    square_mean: Float[np.ndarray, "half cluster neuron"]
+    deviation: Float[np.ndarray, "half cluster neuron"]
+    first_order: Float[np.ndarray, "half cluster neuron"] | None
+    effective_samples: Float[np.ndarray, " cluster"]
+    left_out: int

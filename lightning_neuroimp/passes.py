@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any
 
@@ -14,19 +14,36 @@ from torch import Tensor, nn
 
 from lightning_neuroimp.activity import ActivityMoments
 from lightning_neuroimp.attribution import Attribution, SiteBatch
+from lightning_neuroimp.attribution.first_order import gradient_x_activation
 from lightning_neuroimp.attribution.suffix import Suffix
 from lightning_neuroimp.batches import ForwardFn, Prediction, forward_logits, model_device
 from lightning_neuroimp.clusters import ClassClusters, check_number
 from lightning_neuroimp.donors import Donors, donate
 from lightning_neuroimp.embedding import EmbeddingTap
 from lightning_neuroimp.importance import ClusterMoments, Groups, Halves
+from lightning_neuroimp.nonlinearity import Nonlinearity, followed_by
 from lightning_neuroimp.probe import Gather, ProbeSet
 from lightning_neuroimp.progress import Progress, Tick
-from lightning_neuroimp.removal import Placed, TargetFn, baseline_of, explained_classes, target_values
+from lightning_neuroimp.removal import (
+    Placed,
+    TargetFn,
+    baseline_of,
+    explained_classes,
+    margin,
+    margin_slope,
+    target_values,
+)
 from lightning_neuroimp.replay import Outcome, Replayer
 from lightning_neuroimp.results import Removal, Site, SiteActivity
 from lightning_neuroimp.rows import to_device, to_numpy
-from lightning_neuroimp.sites import along_positions, chosen_positions, count_positions, sum_positions, token_axis
+from lightning_neuroimp.sites import (
+    along_axis,
+    along_positions,
+    chosen_positions,
+    count_positions,
+    sum_positions,
+    token_axis,
+)
 from lightning_neuroimp.watch import Watch
 
 
@@ -209,6 +226,7 @@ class Passes:
         moments = {(name, one.name): ClusterMoments(groups) for name in self.sites for one in attributions}
         activities: dict[str, ActivityMoments] = {}
         replayers: dict[str, Replayer] = {}
+        behind: dict[str, Nonlinearity | None] = {}
         found: set[int] = set()
         with self._timed("importance", "importance") as tick, torch.set_grad_enabled(gradients):
             for host_batch, said, explained, rows in self._passes(watch, tap, samples, tick, required=False):
@@ -230,22 +248,29 @@ class Passes:
                 samples.half.append(half)
                 group = groups.of(cluster, half)
                 outputs = dict(watch.outputs)
-                slopes = self._gradients(target, said.logits, explained, outputs) if gradients else {}
+                slopes, factor = self._gradients(target, said, explained, outputs, behind) if gradients else ({}, None)
                 placed = self._placed(watch, outputs, said, index)
                 for name, output in outputs.items():
                     axis = watch.axes[name]
                     if name not in replayers:
                         removal = removal_of(name, axis, output.shape[axis])
                         replayers[name] = Replayer(self.model, self._forward, removal, donors=self.donors)
-                        activities[name] = ActivityMoments(axis, removal.where.group)
+                        activities[name] = ActivityMoments(axis, removal.where.group, behind.get(name))
                     suffix = Suffix(replayers[name], host_batch, target, index)
                     batch = _site_batch(
                         replayers[name].removal, output, slopes.get(name), placed[name], seed, index, suffix
                     )
-                    activities[name].add(batch.activation, batch.positions, index)
+                    activities[name].add(batch.activation, batch.positions, index, batch.deviation)
                     deviation = batch.sum_positions(batch.deviation.abs())
+                    first_order = gradient_x_activation(batch) if gradients else None
+                    if factor is not None:
+                        along = along_axis(factor, 0, output.ndim)
+                        assert batch.gradient is not None
+                        batch = replace(batch, gradient=batch.gradient * along)
                     for attribution in attributions:
-                        moments[name, attribution.name].add(attribution(batch).detach(), deviation, group)
+                        same = factor is None and attribution.score is gradient_x_activation
+                        scores = attribution(batch).detach() if first_order is None or not same else first_order
+                        moments[name, attribution.name].add(scores, deviation, group, first_order)
         return self._gathered(samples, moments, replayers, activities, removal_of)
 
     def _gathered(
@@ -316,20 +341,33 @@ class Passes:
         return ask(self.model, batch, self.forward_fn, self.target_class)
 
     def _gradients(
-        self, target: TargetFn, logits: Tensor, classes: Tensor, outputs: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Derivative of each sample's own target with respect to each output (their sum's: samples are independent)."""
-        total = target_values(target, logits, classes).sum()
+        self,
+        target: TargetFn,
+        said: Prediction,
+        classes: Tensor,
+        outputs: dict[str, Tensor],
+        behind: dict[str, Nonlinearity | None],
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Derivative of each sample's own target with respect to each output (their sum's: samples are independent).
+
+        For targets that are functions of the margin it is the margin's, and the second value is what to multiply each
+        sample's with. What follows each site is noted in `behind` when it is first seen.
+        """
+        logits = said.logits
+        factor = margin_slope(target, logits.detach().to(torch.promote_types(logits.dtype, torch.float32)), classes)
+        total = target_values(target if factor is None else margin, logits, classes).sum()
         if not total.requires_grad:
             raise ValueError(
                 "the model's outputs carry no gradient to any of the layers: its forward pass, or forward_fn, detaches "
                 "them or runs under torch.no_grad(); use attribution='activation', or let it build its graph"
             )
+        if not behind.keys() >= outputs.keys():
+            behind |= followed_by(total, outputs)
         slopes = torch.autograd.grad(total, list(outputs.values()), allow_unused=True)
         return {
             name: torch.zeros_like(output) if slope is None else slope
             for (name, output), slope in zip(outputs.items(), slopes, strict=True)
-        }
+        }, None if target is margin else factor
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,9 @@ def weight_randomisation(
                 moments = passes.score(tap, assigned, attributions, target_fn, removal_of, results.seed).moments
             for one in results.importances:
                 if (one.site, one.attribution) in moments:
-                    count, means, _ = moments[one.site, one.attribution].means(
-                        one.cluster_ids, one.removal.n_neurons, gather
-                    )
-                    weight = (count / np.maximum(count.sum(0), 1))[..., None]
-                    after = np.where(weight > 0, means[0] * weight, 0.0).sum(0)
+                    moment = moments[one.site, one.attribution].means(one.cluster_ids, one.removal.n_neurons, gather)
+                    weight = (moment.count / np.maximum(moment.count.sum(0), 1))[..., None]
+                    after = np.where(weight > 0, moment.mean * weight, 0.0).sum(0)
                     pairs = zip(one.mean, after, strict=True)
                     correlation = np.array([statistics.rank_correlation(*pair) for pair in pairs], float)
                     found.setdefault((one.site, one.attribution), []).append(correlation)

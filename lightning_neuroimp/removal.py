@@ -60,6 +60,23 @@ TARGETS: dict[str, TargetFn] = {
 }
 
 
+def margin_slope(
+    target: TargetFn, logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]
+) -> Float[Tensor, " sample"] | None:
+    """Derivative of a target with respect to the margin; None where it is not a function of the margin alone.
+
+    The probability is the logistic function of the margin, and the log-probability its logarithm.
+    """
+    if target is margin:
+        return torch.ones_like(logits[:, 0])
+    if target is log_probability:
+        return torch.sigmoid(-margin(logits, classes))
+    if target is probability:
+        value = margin(logits, classes)
+        return torch.sigmoid(value) * torch.sigmoid(-value)
+    return None
+
+
 def check_target(target: str | TargetFn) -> tuple[str, TargetFn]:
     """Name and function of a target.
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from lightning_neuroimp import storage
 
-FORMAT, VERSION = "lightning_neuroimp.results", 3
+FORMAT, VERSION = "lightning_neuroimp.results", 4
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,9 @@ class Overall:
         lds: linear datamodeling score, the correlation of predicted with measured joint effects, mean over clusters.
         verdict: in words.
         reference_gap: gap of each reference ranking.
+        reference_interval: 95% of (gap - gap of each reference ranking), over the samples.
+        alternative_lds: the LDS of each alternative score that the same pass has given.
+        alternative_interval: 95% of (LDS of each alternative - LDS).
         gap_interval: 95%, with samples and random orders drawn again and the rankings fixed.
         lds_interval: 95%, with random orders drawn again, for the samples that were ablated.
         least_accuracy: the curve with the least important neurons removed first; None where it was not asked for.
@@ -151,6 +154,9 @@ class Overall:
     lds: float
     verdict: str
     reference_gap: Float[np.ndarray, " reference"]
+    reference_interval: Float[np.ndarray, "reference 2"]
+    alternative_lds: Float[np.ndarray, " alternative"]
+    alternative_interval: Float[np.ndarray, "alternative 2"]
     gap_interval: Float[np.ndarray, "2"]
     lds_interval: Float[np.ndarray, "2"]
     least_accuracy: Float[np.ndarray, " point"] | None
@@ -292,6 +298,8 @@ class Faithfulness:
         random_accuracy, random_margin: the same for each random order.
         references: names of the reference rankings.
         reference_accuracy: their deletion curves.
+        alternatives: names of other scores that the same pass has given, without removals of their own.
+        alternative_lds: their LDS.
         gap, relative_gap, p_value, p_value_worse, lds, verdict, reference_gap, gap_interval, lds_interval,
             least_accuracy, srg, srg_interval, greedy_accuracy, normalised_gap: as in `Overall`, per cluster.
         q_value: smallest false discovery rate, over all clusters, sites and attributions of the measurement, at which
@@ -317,6 +325,8 @@ class Faithfulness:
     p_value_worse: Float[np.ndarray, " cluster"]
     lds: Float[np.ndarray, " cluster"]
     reference_gap: Float[np.ndarray, "reference cluster"]
+    alternatives: tuple[str, ...]
+    alternative_lds: Float[np.ndarray, "alternative cluster"]
     verdict: tuple[str, ...]
     gap_interval: Float[np.ndarray, "cluster 2"]
     lds_interval: Float[np.ndarray, "cluster 2"]
@@ -343,6 +353,11 @@ class Importance:
         half_mean, half_abs_mean, half_square_mean: mean of the attribution, of its absolute value and of its square;
             NaN where a half is empty.
         half_deviation: mean |activation - baseline|, summed over positions: the ranking by size, a reference.
+        half_first_order: mean (activation - baseline) x derivative, the effect of removal to first order; of the margin
+            for the targets "margin", "probability" and "log_probability", else of the target itself. None where no
+            gradients were computed.
+        effective_samples: by how many of a cluster's samples the scores would be carried if each had the same weight:
+            (sum of s)^2 / sum of s^2, s a sample's sum of absolute attributions (Kish, "Survey Sampling", 1965).
         non_finite: samples left out because of values that were not finite.
         reliability: how well the halves agree.
         drift: since the last measured epoch; None where there is none.
@@ -357,6 +372,8 @@ class Importance:
     half_abs_mean: Float[np.ndarray, "half cluster neuron"]
     half_square_mean: Float[np.ndarray, "half cluster neuron"]
     half_deviation: Float[np.ndarray, "half cluster neuron"]
+    half_first_order: Float[np.ndarray, "half cluster neuron"] | None
+    effective_samples: Float[np.ndarray, " cluster"]
     non_finite: int
     reliability: Reliability
     drift: Drift | None = None
@@ -381,6 +398,16 @@ class Importance:
     def abs_mean(self) -> Float[np.ndarray, "cluster neuron"]:
         """Mean absolute attribution over each cluster."""
         return self._pooled(self.half_abs_mean)
+
+    @property
+    def first_order(self) -> Float[np.ndarray, "cluster neuron"] | None:
+        """Mean (activation - baseline) x derivative over each cluster; None where no gradients were computed."""
+        return None if self.half_first_order is None else self._pooled(self.half_first_order)
+
+    @property
+    def deviation(self) -> Float[np.ndarray, "cluster neuron"]:
+        """Mean |activation - baseline| over each cluster."""
+        return self._pooled(self.half_deviation)
 
     @property
     def std(self) -> Float[np.ndarray, "cluster neuron"]:
@@ -464,6 +491,10 @@ class SiteActivity:
         top_samples: numbers of the samples that drive each neuron most, most first: those of the largest activation at
             any position (for groups of channels, the largest Euclidean norm); -1 where there are fewer.
         top_values: those activations.
+        nonlinearity: the function that follows elementwise, such as "tanh", where the site is what it is given; "" for
+            none, or where no gradients were computed.
+        derivative_error: what the derivative misses of removal's effect on the outcome of that function: the sum over
+            samples and neurons of |f(h) - f(b) - (h - b) f'(h)|, over that of |f(h) - f(b)|; NaN where none follows.
     """
 
     site: str
@@ -474,6 +505,8 @@ class SiteActivity:
     maximum: Float[np.ndarray, " channel"]
     top_samples: Int[np.ndarray, "neuron top"]
     top_values: Float[np.ndarray, "neuron top"]
+    nonlinearity: str = ""
+    derivative_error: float = float("nan")
 
     def distance(self, baseline: Float[np.ndarray, " channel"]) -> Float[np.ndarray, " channel"]:
         """How many standard deviations a baseline lies from each channel's mean; NaN for constant channels.

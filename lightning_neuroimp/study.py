@@ -215,20 +215,21 @@ def neuron_importance(
         notes.append(f"{outside} of {len(samples.index)} samples are in no cluster")
     for site, removal in scores.removals.items():
         for one in attributions:
-            count, (mean, size, square, deviation), left_out = moments[site, one.name].means(
-                ids, removal.n_neurons, gather
-            )
+            moment = moments[site, one.name].means(ids, removal.n_neurons, gather)
+            left_out = moment.left_out
             found = Importance(
                 removal,
                 one.name,
                 ids,
-                count,
-                mean,
-                size,
-                square,
-                deviation,
+                moment.count,
+                moment.mean,
+                moment.abs_mean,
+                moment.square_mean,
+                moment.deviation,
+                moment.first_order,
+                moment.effective_samples,
                 non_finite=left_out,
-                reliability=agreement.reliability(mean, count),
+                reliability=agreement.reliability(moment.mean, moment.count),
             )
             importances.append(found if earlier is None else replace(found, drift=agreement.drift(found, earlier)))
             if left_out:

@@ -79,7 +79,9 @@ def test_files_that_hold_something_else(results, tmp_path):
         Results.load(other)
     newer = json.dumps({"format": module.FORMAT, "version": 99, "results": None}).encode()
     np.savez(other, header=np.frombuffer(newer, np.uint8))
-    with pytest.raises(ValueError, match=r"of version 99; this version of lightning_neuroimp reads .* of version 3"):
+    with pytest.raises(
+        ValueError, match=rf"of version 99; this version of lightning_neuroimp reads .* of version {module.VERSION}"
+    ):
         Results.load(other)
     with pytest.raises(FileNotFoundError):
         Results.load(tmp_path / "missing.npz")
