@@ -15,6 +15,7 @@ from torch import nn
 from lightning_neuroimp import damage, faithfulness
 from lightning_neuroimp.batches import ForwardFn
 from lightning_neuroimp.deletion import Outcomes, ablate_orders, greedy_orders
+from lightning_neuroimp.diagnosis import diagnose
 from lightning_neuroimp.donors import Donors
 from lightning_neuroimp.faithfulness import AblationFaithfulness
 from lightning_neuroimp.isolation import undisturbed
@@ -115,12 +116,13 @@ def ablation_faithfulness(
                         f"{settings.n_random}: the control stopped there"
                     )
     importances = [replace(one, faithfulness=checked[one.site, one.attribution]) for one in results.importances]
-    return results.replace(
+    checked_results = results.replace(
         importances=tuple(_with_discoveries(importances)),
         seconds={**results.seconds, "faithfulness": time.perf_counter() - start},
         notes=(*results.notes, *notes),
         comparisons=tuple(comparisons),
     )
+    return checked_results.replace(findings=diagnose(checked_results))
 
 
 def deletion_curve(

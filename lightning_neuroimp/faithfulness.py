@@ -250,7 +250,8 @@ class Judge:
                 [self._difference(order, own) for order in (self.plan.size, self.plan.shared[position])]
             ),
             alternative_lds=np.array([float(statistics.weighted_mean(one, self.size)) for one in alternatives]),
-            alternative_interval=np.stack([percentiles(one - lds_together) for one in others]),
+            # scores that do not differ predict nothing
+            alternative_interval=np.stack([percentiles(one - np.nan_to_num(lds_together)) for one in others]),
             gap_interval=intervals[-1],
             lds_interval=statistics.correlation_interval(lds_together, np.array(lds_overall), n_lds),
             least_accuracy=None if least is None else self._together(least),

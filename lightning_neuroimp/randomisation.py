@@ -11,6 +11,7 @@ from torch import nn
 from lightning_neuroimp import statistics
 from lightning_neuroimp.attribution import Attribution, AttributionFn, resolve_attributions
 from lightning_neuroimp.batches import ForwardFn
+from lightning_neuroimp.diagnosis import diagnose
 from lightning_neuroimp.donors import Donors
 from lightning_neuroimp.embedding import EmbeddingTap
 from lightning_neuroimp.isolation import undisturbed
@@ -107,11 +108,12 @@ def weight_randomisation(
                     correlation = np.array([statistics.rank_correlation(*pair) for pair in pairs], float)
                     found.setdefault((one.site, one.attribution), []).append(correlation)
     names = tuple(", ".join(name for name, _ in stage) for stage in stages)
-    return results.replace(
+    results = results.replace(
         randomisations=tuple(
             Randomisation(site, name, names, np.stack(correlations)) for (site, name), correlations in found.items()
         )
     )
+    return results.replace(findings=diagnose(results))
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -7,19 +7,21 @@ from tabulate import tabulate
 
 from lightning_neuroimp import statistics
 from lightning_neuroimp.agreement import agreement
-from lightning_neuroimp.diagnosis import FAR, LEVEL, MIN_HALF
+from lightning_neuroimp.diagnosis import LEVEL, MIN_HALF
 from lightning_neuroimp.exemplars import top_neurons
-from lightning_neuroimp.results import Comparison, Importance, Results, SiteActivity
+from lightning_neuroimp.results import Comparison, Finding, Importance, Results, SiteActivity
 
 TOP = 5
+MOST_FINDINGS = 5
 
 
-def summary(results: Results, name: str = "") -> str:
-    """What the clusters are, then a table per site and attribution: top neurons, gap, p-value and verdict of each.
+def summary(results: Results, name: str = "", *, all_findings: bool = False) -> str:
+    """What the clusters are, a table per site and attribution (top neurons, gap, p-value, verdict), and findings.
 
     Args:
         results: with or without faithfulness.
         name: whose results these are, for the heading.
+        all_findings: rather than the weightiest ones.
     """
     parts = [_heading(results, name), _plain(*_cluster_table(results))]
     for one in results.importances:
@@ -29,6 +31,8 @@ def summary(results: Results, name: str = "") -> str:
     if results.has_faithfulness:
         parts.append(explain(results))
     parts += [f"Note: {note}" for note in results.notes]
+    headline, lines, rest = _findings(results, all_findings)
+    parts.append("\n".join([headline, *lines, *([rest] if rest else [])]))
     return "\n\n".join(parts)
 
 
@@ -43,6 +47,9 @@ def markdown(results: Results, name: str = "") -> str:
     if results.has_faithfulness:
         parts.append(explain(results).replace("\n", "  \n"))
     parts += [f"**Note:** {note}" for note in results.notes]
+    headline, lines, rest = _findings(results, False)
+    # what is to be done first is read first
+    parts.insert(1, "\n\n".join([f"**{headline}**", "\n".join(lines), *([rest] if rest else [])]))
     return "\n\n".join(parts)
 
 
@@ -198,18 +205,35 @@ def _activity_remarks(results: Results, one: Importance) -> list[str]:
     ]
     if driven:
         lines.append(f"Samples that drive top neurons most: {'; '.join(driven)}.")
-    away = activity.distance(one.removal.baseline_value)
-    far, known = int((away > FAR).sum()), int(np.isfinite(away).sum())
-    if known and far > known / 2:
-        lines.append(
-            f"The baseline ({one.removal.baseline}) lies more than {FAR} standard deviations from the mean of {far} of "
-            f"{known} channels that vary: to set neurons to it is not to remove what they tell; try baseline='mean'."
-        )
     return lines
 
 
 def _driving(activity: SiteActivity, neuron: int) -> list[int]:
     return [sample for sample in activity.top_samples[neuron].tolist() if sample >= 0][:3]
+
+
+def _findings(results: Results, everything: bool) -> tuple[str, list[str], str]:
+    """A headline, a line (and what to do) for each kind of finding, weightiest first, and what is left out."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in results.findings:
+        kinds.setdefault(finding.id, []).append(finding)
+    if not kinds:
+        few = "" if results.has_faithfulness else " (most of them need ablation)"
+        return f"Findings: none; nothing speaks against these scores{few}.", [], ""
+    shown = list(kinds.values())[: None if everything else MOST_FINDINGS]
+    lines = []
+    for number, same in enumerate(shown, 1):
+        first, others = same[0], [one.where for one in same[1:]]
+        more = f"; also at {'; '.join(others[:3])}" if others else ""
+        more += f" and {len(others) - 3} more" if len(others) > 3 else ""
+        about = f" [{', '.join(first.clusters[:5])}{', ...' if len(first.clusters) > 5 else ''}]"
+        lines.append(
+            f"{number}. {first.id} ({first.where}{more}): {first.text}{about if first.clusters else ''}\n"
+            f"   To do: {first.remedy}."
+        )
+    left = len(kinds) - len(shown)
+    rest = f"{left} more kinds: summary(all_findings=True)" if left else ""
+    return "Findings, weightiest first (examples/findings.md says what each one means):", lines, rest
 
 
 def _comparison(one: Comparison) -> str:

@@ -519,6 +519,36 @@ class SiteActivity:
 
 
 @dataclass(frozen=True, eq=False)
+class Finding:
+    """One line of diagnosis: why scores are weak, or what they do not say.
+
+    Attributes:
+        id: such as "saturated-target"; `examples/findings.md` tells what raises it, how often rightly, what to read.
+        site, attribution: what it is about, in words; "" for all of them.
+        clusters: names of the clusters that it is about; empty for all.
+        text: what was found, with its figures.
+        remedy: what to do.
+        figures: the evidence.
+        weight: how much it explains; the largest comes first. About 1: nothing else can be believed; for findings about
+            a ranking, by how much the LDS falls short of what the same pass offers.
+    """
+
+    id: str
+    site: str
+    attribution: str
+    clusters: tuple[str, ...]
+    text: str
+    remedy: str
+    figures: dict[str, float]
+    weight: float
+
+    @property
+    def where(self) -> str:
+        """Site and attribution, for people."""
+        return ", ".join(part for part in (self.site, self.attribution) if part) or "all layers"
+
+
+@dataclass(frozen=True, eq=False)
 class Results(Mapping[Any, Importance]):
     """One measurement: the importance of every neuron of every site for every cluster.
 
@@ -542,6 +572,7 @@ class Results(Mapping[Any, Importance]):
         randomisations: agreement with randomised weights, where it was asked for.
         activities: what the activations of each site are like.
         sample_group: each sample's group, where there are groups that the halves do not divide.
+        findings: what speaks against the scores, and what to do, weightiest first.
     """
 
     importances: tuple[Importance, ...]
@@ -562,6 +593,7 @@ class Results(Mapping[Any, Importance]):
     randomisations: tuple[Randomisation, ...] = ()
     activities: tuple[SiteActivity, ...] = ()
     sample_group: Int[np.ndarray, " sample"] | None = None
+    findings: tuple[Finding, ...] = ()
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -642,6 +674,7 @@ _CLASSES = {
         Comparison,
         Drift,
         Faithfulness,
+        Finding,
         Importance,
         Overall,
         Randomisation,

@@ -13,6 +13,7 @@ from lightning_neuroimp import clusters as clustering
 from lightning_neuroimp.attribution import Attribution, AttributionFn, resolve_attributions
 from lightning_neuroimp.batches import ForwardFn
 from lightning_neuroimp.clusters import ClassClusters, Clusters, KMeansClusters
+from lightning_neuroimp.diagnosis import diagnose
 from lightning_neuroimp.donors import Donors
 from lightning_neuroimp.earlier import Earlier
 from lightning_neuroimp.embedding import EmbeddingTap
@@ -254,7 +255,7 @@ def neuron_importance(
         history,
         class_names,
     )
-    return Results(
+    results = Results(
         tuple(importances),
         described,
         samples.index,
@@ -274,6 +275,7 @@ def neuron_importance(
         if group_of is None
         else np.array([group_of[key] for key in samples.index.tolist()], np.int64),
     )
+    return results.replace(findings=diagnose(results))
 
 
 def _deal(

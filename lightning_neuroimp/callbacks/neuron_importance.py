@@ -223,13 +223,17 @@ class NeuronImportance(Callback):
             raise RuntimeError(f"NeuronImportance {self.name!r} has measured nothing yet: run trainer.fit() first")
         return self._results
 
-    def summary(self) -> str:
-        """The last measurement that was checked by ablation (else the last one) as tables in plain words."""
+    def summary(self, *, all_findings: bool = False) -> str:
+        """The last measurement that was checked by ablation (else the last one) as tables in plain words.
+
+        Args:
+            all_findings: what speaks against the scores, all of it rather than the weightiest.
+        """
         if self._results is None:
             return f"{self.name}: nothing measured yet"
         if self._checked is None:
-            return report.summary(self._results, self.name)
-        text = report.summary(self._checked, self.name)
+            return report.summary(self._results, self.name, all_findings=all_findings)
+        text = report.summary(self._checked, self.name, all_findings=all_findings)
         if self._checked is not self._results:
             text = (
                 f"Note: this is the last check, of epoch {self._checked.epoch}. Epoch {self._results.epoch} was "

@@ -1,0 +1,482 @@
+"""Are findings raised where they are true, and only there?
+
+For each finding a truth that it does not see: what its remedy gains when it is tried, what a larger sample says, or how
+a network was built. Each row counts networks, layers, clusters and seeds where that is so, and where it is not, and how
+often the finding was raised in each. Thresholds were chosen on the networks of `tuning`; those of `held out` are other
+data, other activations, convolutions, residual connections and norms, and were looked at after.
+
+`--sweep` shows what other thresholds would have done on the networks of `tuning`.
+"""
+
+import argparse
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from lightning_neuroimp import (
+    AblationFaithfulness,
+    Attribution,
+    KMeansClusters,
+    ProbeSet,
+    Results,
+    ablation_faithfulness,
+    diagnosis,
+    neuron_importance,
+    statistics,
+)
+from lightning_neuroimp.results import Faithfulness
+
+Row = dict[str, Any]
+Outcome = tuple[str, bool, bool, float]
+"""Which finding, whether it is true, whether it was raised, and by which figure."""
+
+BETTER = 0.8
+"""A ranking is weak where its gap is below this share of the one that the remedy reaches."""
+
+OTHER = 0.7
+"""A ranking is another one where its rank correlation with that of a large sample is below this."""
+
+
+def abs_gradient(batch: Any) -> Tensor:
+    """A common score: absolute derivatives."""
+    return batch.sum_positions(batch.gradient).abs()
+
+
+def abs_product(batch: Any) -> Tensor:
+    """Another one: the absolute effect to first order."""
+    return batch.sum_positions(batch.gradient * batch.deviation).abs()
+
+
+def abs_activation(batch: Any) -> Tensor:
+    """Absolute activations."""
+    return batch.sum_positions(batch.deviation).abs()
+
+
+SCORES: list[Any] = [
+    "gradient_x_activation",
+    "gradient",
+    "activation",
+    Attribution("abs_gradient", abs_gradient),
+    Attribution("abs_product", abs_product),
+    Attribution("abs_activation", abs_activation),
+]
+ABSOLUTE_OF = {"gradient": "abs_gradient", "activation": "abs_activation", "gradient_x_activation": "abs_product"}
+
+
+class Data:
+    """Standardised inputs, shuffled once; a part for training and one for validation."""
+
+    def __init__(self, name: str) -> None:
+        found = {"digits": load_digits, "wine": load_wine, "breast cancer": load_breast_cancer}[name]()
+        order = np.random.default_rng(0).permutation(len(found.target))
+        x = torch.tensor(StandardScaler().fit_transform(found.data)[order], dtype=torch.float32)
+        y, n_train = torch.tensor(found.target[order]), int(0.6 * len(order))
+        self.x, self.y, self.n_classes = x[:n_train], y[:n_train], int(y.max()) + 1
+        self.validation = list(zip(x[n_train:].split(128), y[n_train:].split(128), strict=True))
+        self.again = list(zip(self.x.split(128), self.y.split(128), strict=True))
+
+
+class Residual(nn.Module):
+    """Blocks of norm, linear layer and activation beside a connection that skips them."""
+
+    def __init__(self, n_inputs: int, n_classes: int, width: int = 48) -> None:
+        super().__init__()
+        self.first = nn.Linear(n_inputs, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+            for _ in range(2)
+        )
+        self.head = nn.Linear(width, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def perceptron(
+    data: Data, activation: type[nn.Module], width: int = 64, depth: int = 3, gain: float = 1.0
+) -> tuple[nn.Module, list[str]]:
+    """A perceptron, and the names of its activations."""
+    sizes = [data.x.shape[1]] + [width] * depth
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), activation()]
+        with torch.no_grad():
+            layers[-2].weight.mul_(gain)
+    return nn.Sequential(*layers, nn.Linear(width, data.n_classes)), [str(2 * i + 1) for i in range(depth)]
+
+
+def convolutional(data: Data) -> tuple[nn.Module, list[str]]:
+    """Two convolutions with batch norm."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(512, data.n_classes),
+    ), ["3", "6"]
+
+
+def residual(data: Data) -> tuple[nn.Module, list[str]]:
+    """Residual blocks."""
+    return Residual(data.x.shape[1], data.n_classes), ["blocks.0.2", "blocks.1.2"]
+
+
+Make = Callable[[Data], tuple[nn.Module, list[str]]]
+
+
+def fitted(make: Make, data: Data, seed: int, epochs: int = 20) -> tuple[nn.Module, list[str]]:
+    """A trained network, and which layers to look at."""
+    torch.manual_seed(seed)
+    model, layers = make(data)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(data.x)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(data.x[rows]), data.y[rows]).backward()
+            optimizer.step()
+    return model.eval(), layers
+
+
+def mlp(activation: type[nn.Module], width: int = 64, depth: int = 3, gain: float = 1.0) -> Make:
+    """Makes perceptrons."""
+    return lambda data: perceptron(data, activation, width, depth, gain)
+
+
+FAMILIES: dict[str, list[tuple[str, str, Make]]] = {
+    "tuning": [
+        ("ReLU", "digits", mlp(nn.ReLU)),
+        ("tanh", "digits", mlp(nn.Tanh)),
+        ("GELU", "digits", mlp(nn.GELU, 128, 2)),
+    ],
+    "held out": [
+        ("CNN", "digits", convolutional),
+        ("residual tanh", "digits", residual),
+        ("ELU", "digits", mlp(nn.ELU, 96, 2)),
+        ("sigmoid", "digits", mlp(nn.Sigmoid, 96, 2)),
+        ("SiLU", "breast cancer", mlp(nn.SiLU, 48, 2)),
+        ("tanh", "wine", mlp(nn.Tanh, 48, 2)),
+    ],
+}
+
+
+def measured(
+    model: nn.Module,
+    batches: Any,
+    layers: list[str],
+    seed: int,
+    settings: AblationFaithfulness | None = None,
+    **how: Any,
+) -> Results:
+    """Importance, and its check on all samples."""
+    probe = batches if isinstance(batches, ProbeSet) else ProbeSet.from_batches(batches, max_samples=1024, seed=seed)
+    found = neuron_importance(model, probe, layers=layers, seed=seed, **how)
+    return ablation_faithfulness(model, probe, found, settings or AblationFaithfulness(max_samples=1024))
+
+
+def judged(results: Results, site: str, score: str | None = None) -> Faithfulness:
+    """Of one score, the first one by default."""
+    found = results[site, score or results.attributions[0]].faithfulness
+    assert found is not None
+    return found
+
+
+def margin_gap(one: Faithfulness) -> float:
+    """The gap in logits: how much more the margin falls than under random removal, mean over the points."""
+    return float(statistics.weighted_mean((one.random_margin.mean(0) - one.margin).mean(1), one.samples.sum(0)))
+
+
+def weak(one: Faithfulness, remedy: Faithfulness) -> bool:
+    """Whether a ranking falls short of what the remedy reaches: in accuracy, or where that hardly falls, in margin."""
+    if remedy.overall.relative_gap >= diagnosis.WEAK:
+        return one.overall.gap < BETTER * remedy.overall.gap
+    return margin_gap(one) < BETTER * margin_gap(remedy)
+
+
+def raised(results: Results, name: str, site: str = "", score: str = "") -> bool:
+    """Whether a finding is there, about this site and score where these are named."""
+    return any(
+        one.id == name and (not site or one.site == site) and (not score or one.attribution == score)
+        for one in results.findings
+    )
+
+
+RANKINGS = {
+    "gradient": "derivative-without-distance",
+    "activation": "activation-without-derivative",
+    "abs_gradient": "absolute-values",
+    "abs_product": "absolute-values",
+    "abs_activation": "absolute-values",
+}
+
+
+def rankings(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
+    """Scores other than the default: is the default's gap so much larger when it is measured?"""
+    signed = any(isinstance(part, nn.Tanh | nn.ELU) for part in model.modules())
+    for clusters in ("labels", KMeansClusters(min(5, 2 * data.n_classes))):
+        for baseline in ("zero", "mean"):
+            results = measured(
+                model, data.validation, layers, seed, clusters=clusters, baseline=baseline, attribution=SCORES
+            )
+            for site in results.sites:
+                default = judged(results, site, "gradient_x_activation")
+                for score, name in RANKINGS.items():
+                    one = judged(results, site, score)
+                    figure = -diagnosis.captured_effect(results[site, score])
+                    yield name, weak(one, default), raised(results, name, site, score), figure
+                for score, absolute in ABSOLUTE_OF.items():
+                    one = judged(results, site, score)
+                    figure = float(one.overall.alternative_interval[0, 0])
+                    true = weak(one, judged(results, site, absolute))
+                    yield "cancelling-signs", true, raised(results, "cancelling-signs", site, score), figure
+                if baseline == "zero":
+                    both = raised(results, "signed-activations", site)
+                    poor = any(weak(judged(results, site, score), default) for score in ("gradient", "activation"))
+                    yield "signed-activations", signed and poor, both, 0.0
+                yield "any, of the default", not healthy(results, site), raised_of_default(results, site), 0.0
+
+
+def healthy(results: Results, site: str) -> bool:
+    """Whether the default is borne out."""
+    overall = judged(results, site, "gradient_x_activation").overall
+    return overall.verdict == "faithful" and overall.lds > 0.8
+
+
+def raised_of_default(results: Results, site: str) -> bool:
+    """Whether anything was said against it, or against its layer."""
+    about = ("", "gradient_x_activation")
+    return any(one.site == site and one.attribution in about and one.id != "methods-agree" for one in results.findings)
+
+
+def targets(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
+    """Saturated targets: is the margin's gap so much larger when it is measured?"""
+    for clusters in ("labels", KMeansClusters(min(5, 2 * data.n_classes))):
+        margin = measured(model, data.validation, layers, seed, clusters=clusters)
+        for target in ("probability", "log_probability"):
+            found = measured(model, data.validation, layers, seed, clusters=clusters, target=target)
+            for site in found.sites:
+                short = weak(judged(found, site), judged(margin, site))
+                figure = -diagnosis.captured_effect(found[site])
+                yield "saturated-target", short, raised(found, "saturated-target", site), figure
+
+
+def mixtures(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
+    """Mixed clusters: is the gap of the labels so much larger?"""
+    labels = measured(model, data.validation, layers, seed)
+    for number in {2, 3, data.n_classes, min(2 * data.n_classes, 20)}:
+        found = measured(model, data.validation, layers, seed, clusters=KMeansClusters(number))
+        short = np.mean([weak(judged(found, site), judged(labels, site)) for site in found.sites])
+        yield "mixed-clusters", bool(short > 0.5), raised(found, "mixed-clusters"), 0.0
+
+
+def samples(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
+    """Halves that disagree: is the ranking of a large sample another one?"""
+    large = neuron_importance(model, data.validation + data.again, layers=layers, max_samples=10**6)
+    for n_samples in (40, 100, 300):
+        for target in ("margin", "probability"):
+            small = neuron_importance(model, data.again, layers=layers, max_samples=n_samples, seed=seed, target=target)
+            whole = (
+                large
+                if target == "margin"
+                else neuron_importance(
+                    model, data.validation + data.again, layers=layers, max_samples=10**6, target=target
+                )
+            )
+            for site in small.sites:
+                rows = [whole[site].row(cluster) for cluster in small[site].cluster_ids.tolist()]
+                pairs = zip(small[site].mean, whole[site].mean[rows], strict=True)
+                agreement = np.nanmean([statistics.rank_correlation(*pair) for pair in pairs])
+                reliability = statistics.weighted_mean(small[site].reliability.split_half, small.clusters.size)
+                said = raised(small, "halves-disagree", site)
+                yield "halves-disagree", bool(agreement < OTHER), said, -float(reliability)
+
+
+def references(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
+    """No better than a reference, methods that agree: are they so on samples that were not looked at?"""
+    scores = ["gradient_x_activation", "gradient", "leave_one_out"]
+    for clusters in ("labels", KMeansClusters(3)):
+        found = measured(model, data.validation, layers, seed, clusters=clusters, attribution=scores)
+        fresh = measured(model, data.again, layers, seed + 1, clusters=clusters, attribution=scores)
+        for site in found.sites:
+            for score in scores:
+                overall = judged(fresh, site, score).overall
+                ties = bool((overall.gap - overall.reference_gap < diagnosis.TIE).any())
+                said = raised(found, "no-better-than-reference", site, score)
+                yield "no-better-than-reference", ties, said, 0.0
+            gaps = [judged(fresh, site, score).overall.gap for score in scores]
+            yield "methods-agree", max(gaps) - min(gaps) < 2 * diagnosis.TIE, raised(found, "methods-agree", site), 0.0
+
+
+def falls(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
+    """Hardly any fall: is the default faithful when more neurons are removed?"""
+    more = AblationFaithfulness(max_samples=1024, fractions=(0.5, 0.7, 0.8, 0.9, 0.95))
+    found, larger = (measured(model, data.validation, layers, seed, settings) for settings in (None, more))
+    for site in found.sites:
+        true = judged(found, site).overall.verdict != "faithful" and judged(larger, site).overall.verdict == "faithful"
+        yield "hardly-any-fall", true, raised(found, "hardly-any-fall", site), 0.0
+
+
+def saturation(make: str, data: Data, seed: int) -> Iterator[Outcome]:
+    """Saturated activations: does exact removal predict better at what the nonlinearity is given?"""
+    kind = {"tuning": nn.Tanh, "held out": nn.Sigmoid}[make]
+    for gain in (1.0, 3.0, 8.0, 20.0):
+        model, _ = fitted(mlp(kind, 48, 2, gain), data, seed)
+        for baseline in ("zero", "mean"):
+            found = measured(
+                model,
+                data.validation,
+                ["0", "2"],
+                seed,
+                baseline=baseline,
+                attribution=["gradient_x_activation", "leave_one_out"],
+            )
+            for site in found.sites:
+                first, exact = (judged(found, site, score) for score in found.attributions)
+                short = weak(first, exact) or first.overall.lds < BETTER * exact.overall.lds
+                error = found.activity(site).derivative_error
+                yield "saturated-activation", short, raised(found, "saturated-activation", site), error
+
+
+class Built(nn.Module):
+    """A trained network with its first hidden layer changed in a way that leaves what it computes as it was."""
+
+    def __init__(self, model: nn.Sequential, how: str, amount: float) -> None:
+        super().__init__()
+        self.front, self.rest, self.how, self.amount = model[:2], model[2:], how, amount
+        self.site = nn.Identity()
+        self.register_buffer("spread", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        h = self.front(x)
+        if self.how == "copies":  # neurons of which the largest copy is read
+            copies = max(int(self.amount), 1)
+            return self.rest(self.site(h.repeat(1, copies)).unflatten(1, (copies, -1)).amax(1))
+        if self.how == "shift":
+            return self.rest(self.site(h + self.amount * self.spread) - self.amount * self.spread)
+        # constant neurons that nothing reads the change of
+        n_constant = int(self.amount * h.shape[1] / (1 - self.amount))
+        wide = self.site(torch.cat([h, h.new_ones(len(h), n_constant)], 1))
+        return self.rest(wide[:, : h.shape[1]])
+
+
+def built(kind: type[nn.Module], data: Data, seed: int) -> Iterator[Outcome]:
+    """Networks built to have it, and the same networks without."""
+    model, _ = fitted(mlp(kind, 32, 3), data, seed)
+    assert isinstance(model, nn.Sequential)
+    for copies in (1, 3, 6):
+        for baseline in ("zero", "mean"):
+            found = measured(Built(model, "copies", copies).eval(), data.validation, ["site"], seed, baseline=baseline)
+            _, lower, _ = diagnosis.joint_effects(found, found["site"])
+            # a maximum stands in for a copy that is set to less; set to the mean it may be the maximum itself
+            if copies == 1 or baseline == "zero":
+                yield "redundancy", copies > 1, raised(found, "redundancy"), lower
+    with torch.no_grad():
+        spread = model[:2](data.x).std(0)
+    for deviations in (0.0, 1.0, 4.0, 10.0):
+        shifted = Built(model, "shift", deviations).eval()
+        shifted.spread = spread.clamp_min(spread.mean() * 0.1)
+        found = measured(shifted, data.validation, ["site"], seed)
+        yield "baseline-outside", deviations > 3, raised(found, "baseline-outside"), deviations
+    for share in (0.0, 0.3, 0.6, 0.8):
+        found = measured(Built(model, "constant", share).eval(), data.validation, ["site"], seed)
+        yield "constant-neurons", share > 0.5, raised(found, "constant-neurons"), share
+    torch.manual_seed(seed)
+    untrained, layers = perceptron(data, kind)
+    for network, trained in ((untrained.eval(), False), (model, True)):
+        found = neuron_importance(network, data.validation, layers=layers[:1])
+        yield "near-chance", not trained, raised(found, "near-chance"), 0.0
+
+
+def outcomes(family: str, seeds: range, quick: bool) -> Iterator[Outcome]:
+    """Of all networks of a family."""
+    members = FAMILIES[family][:1] if quick else FAMILIES[family]
+    for _, name, make in members:
+        data = Data(name)
+        for seed in seeds:
+            model, layers = fitted(make, data, seed)
+            layers = layers[:1] if quick else layers
+            for part in (rankings, targets, mixtures, samples, references, falls):
+                yield from part(model, layers, data, seed)
+    for seed in seeds:
+        yield from saturation(family, Data("digits"), seed)
+        yield from built(nn.ReLU if family == "tuning" else nn.SiLU, Data("digits"), seed)
+
+
+def rows_of(family: str, found: list[Outcome]) -> Iterator[Row]:
+    """A row for each finding."""
+    for name in dict.fromkeys(one[0] for one in found):
+        mine = [one for one in found if one[0] == name]
+        count = Counter((true, said) for _, true, said, _ in mine)
+        true, false = (count[which, True] + count[which, False] for which in (True, False))
+        yield {
+            "networks": family,
+            "finding": name,
+            "true": true,
+            "raised_rightly": round(count[True, True] / true, 3) if true else None,
+            "false": false,
+            "raised_wrongly": round(count[False, True] / false, 3) if false else None,
+        }
+
+
+def sweep(found: list[Outcome]) -> None:
+    """What other thresholds would do; shares that must be small are shown with a minus."""
+    kinds = {*RANKINGS.values(), "saturated-target"}
+    for name in sorted(kinds | {"cancelling-signs", "halves-disagree", "redundancy", "saturated-activation"}):
+        figures = [(true, figure) for one, true, _, figure in found if one == name]
+        low, high = np.nanquantile([figure for _, figure in figures if np.isfinite(figure)] or [0.0], [0.02, 0.98])
+        for threshold in np.linspace(low, high, 12).round(3).tolist():
+            shares = [
+                np.mean([figure > threshold for true, figure in figures if true == which] or [np.nan])
+                for which in (True, False)
+            ]
+            print(f"    {name:32} > {threshold:<6} rightly {shares[0]:.3f}, wrongly {shares[1]:.3f}")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed of one network of each family")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each network")
+    parser.add_argument("--sweep", action="store_true", help="other thresholds, on the networks for tuning")
+    parser.add_argument("--json", type=Path, help="also write the rows there")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows: list[Row] = []
+    print(f"{'networks':10}{'finding':32}{'true':>6}{'raised':>9}{'false':>7}{'raised':>9}")
+    for family, seeds in (("tuning", range(options.seeds)), ("held out", range(100, 100 + options.seeds))):
+        found = list(outcomes(family, seeds[:1] if options.quick else seeds, options.quick))
+        for row in rows_of(family, found):
+            rows.append(row)
+            rightly, wrongly = (
+                "-" if row[key] is None else f"{row[key]:.1%}" for key in ("raised_rightly", "raised_wrongly")
+            )
+            print(
+                f"{family:10}{row['finding']:32}{row['true']:>6}{rightly:>9}{row['false']:>7}{wrongly:>9}", flush=True
+            )
+        if options.sweep and family == "tuning":
+            sweep(found)
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
