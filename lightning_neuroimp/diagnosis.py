@@ -23,13 +23,12 @@ LEVEL, WEAK = 0.05, 0.05
 FAR = 2
 """A baseline more standard deviations than this from a neuron's mean lies outside of what the neuron does."""
 
-CAPTURED = 0.8
-"""A ranking is poor where its top neurons carry less than this share of the effects that the best ones carry..."""
+POOR = ((0.8, 0.05), (0.9, 0.25))
+"""A ranking is poor where its top neurons carry less than the first share of the effects that the best ones carry, and
+the lower end of the interval of (LDS of those effects - LDS) is above the second number; one such pair is enough. Where
+removal was not measured, the first share decides."""
 
-CERTAIN = 0.05
-"""... and, where removal was measured, the lower end of the interval of (LDS of those effects - LDS) is above this."""
-
-GAIN = 0.2
+GAIN = 0.1
 """Absolute values are better where the lower end of the interval of (their LDS - LDS) is above this."""
 
 BOTH_SIGNS = 0.1
@@ -38,7 +37,7 @@ BOTH_SIGNS = 0.1
 CARRIED = 0.3
 """A target is saturated where the scores are carried by less than this share of the samples."""
 
-MISSED = 0.8
+MISSED = 0.75
 """A nonlinearity is saturated where the derivative misses more than this share of what removal changes in it."""
 
 REDUNDANT = 2.5
@@ -54,7 +53,10 @@ RELIABLE = 0.7
 """Halves disagree where the reliability is below this."""
 
 DEAD = 0.5
-"""Many neurons are constant where this share of them is; fewer count where they are among the top neurons."""
+"""Many neurons are constant where this share of them is; fewer count where they are..."""
+
+TOP_CONSTANT = 0.05
+"""... more than this share of a cluster's top tenth."""
 
 TIE = 0.02
 """Gaps are the same where they differ by less than this."""
@@ -70,6 +72,29 @@ PREDICTS = 0.8
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Shares of the neurons at which rankings are compared where none were removed."""
+
+IDS = (
+    "few-samples",
+    "near-chance",
+    "mixed-clusters",
+    "halves-disagree",
+    "derivative-without-distance",
+    "activation-without-derivative",
+    "absolute-values",
+    "signed-activations",
+    "cancelling-signs",
+    "better-score-at-hand",
+    "saturated-target",
+    "saturated-activation",
+    "constant-neurons",
+    "baseline-outside",
+    "redundancy",
+    "no-better-than-reference",
+    "hardly-any-fall",
+    "methods-agree",
+    "blind-to-weights",
+)
+"""All findings that there are; `examples/findings.md` has a section for each."""
 
 _FIRST_ORDER = ("gradient", "gradient_x_activation")
 
@@ -111,9 +136,16 @@ def diagnose(results: Results) -> tuple[Finding, ...]:
         ones = [one for one in results.importances if one.site == site]
         activity = next((one for one in results.activities if one.site == site), None)
         ranked = [finding for one in ones for finding in _ranking(results, one, activity)]
-        found += [*ranked, *_site(results, ones, activity, ranked)]
+        found += [*ranked, *_site(results, ones, activity)]
     found += _insensitive(results)
     return tuple(sorted(found, key=lambda finding: -finding.weight))
+
+
+def _of(
+    one: Importance, name: str, text: str, remedy: str, figures: dict[str, float], weight: float, *, layer: bool = False
+) -> Finding:
+    """About one ranking, or about its layer whatever the ranking is."""
+    return Finding(name, one.site, "" if layer else one.attribution, (), text, remedy, figures, float(weight))
 
 
 def _share(results: Results, rows: Bool[np.ndarray, " cluster"]) -> float:
@@ -183,8 +215,8 @@ def captured_effect(one: Importance, scores: Float[np.ndarray, "half cluster neu
     """Share of the effects that a ranking's top neurons carry, of those that the best ones carry.
 
     Effects to first order, (activation - baseline) x derivative, ranked on one half of each cluster and summed on the
-    other, both ways, over the top neurons at each fraction; mean over clusters by size. 1: the ranking is as good as one
-    by those effects; NaN where they are not known. It takes no removal, and holds as far as first order does.
+    other, both ways, over the top neurons at each fraction; mean over clusters by size. 1: the ranking is as good as
+    one by those effects; NaN where they are not known. It takes no removal, and holds as far as first order does.
 
     Args:
         one: the importances.
@@ -219,11 +251,9 @@ def _ranking(results: Results, one: Importance, activity: SiteActivity | None) -
     if reliability < RELIABLE:
         needed = one.reliability.samples_needed[np.isfinite(one.reliability.samples_needed)]
         most = f" (.9 takes about {int(np.ceil(np.median(needed)))} in a cluster)" if len(needed) else ""
-        yield Finding(
+        yield _of(
+            one,
             "halves-disagree",
-            one.site,
-            one.attribution,
-            (),
             f"the two halves of a cluster rank its neurons differently (reliability {reliability:.2f}): another sample "
             "would give another ranking.",
             f"more samples{most}, fewer or purer clusters",
@@ -232,16 +262,13 @@ def _ranking(results: Results, one: Importance, activity: SiteActivity | None) -
         )
     carried = float(statistics.weighted_mean(one.effective_samples / np.maximum(one.count.sum(0), 1), size))
     gain, captured = _gains(one), captured_effect(one)
-    # not above the bound rather than below it: NaN is no reason to doubt
-    poor = captured < CAPTURED and not gain["activation x derivative"][0] <= CERTAIN
+    poor = _is_poor(captured, gain["activation x derivative"][0])
     if removal.target in ("probability", "log_probability") and carried < CARRIED and poor:
-        yield Finding(
+        yield _of(
+            one,
             "saturated-target",
-            one.site,
-            one.attribution,
-            (),
-            f"target={removal.target!r} is flat where the model is sure: the scores are carried by {carried:.0%} of the "
-            f"samples, and its top neurons carry {captured:.0%} of the effect that the best ones carry"
+            f"target={removal.target!r} is flat where the model is sure: the scores are carried by {carried:.0%} of "
+            f"the samples, and the top neurons carry {captured:.0%} of the effect that the best ones carry"
             f"{_lds(one, gain, 'activation x derivative of the margin')}.",
             "target='margin'",
             {"carried_by": carried, "captured": captured, **_lds_figures(one, gain)},
@@ -255,11 +282,9 @@ def _ranking(results: Results, one: Importance, activity: SiteActivity | None) -
         and activity.nonlinearity
         and activity.derivative_error > MISSED
     ):
-        yield Finding(
+        yield _of(
+            one,
             "saturated-activation",
-            one.site,
-            one.attribution,
-            (),
             f"{activity.nonlinearity} takes these values next and is saturated: the derivative misses "
             f"{activity.derivative_error:.0%} of what removal changes in its outcome.",
             f"the layer of the {activity.nonlinearity} itself, or attribution='leave_one_out'",
@@ -269,6 +294,12 @@ def _ranking(results: Results, one: Importance, activity: SiteActivity | None) -
     if one.faithfulness is not None:
         yield from _against_references(one, one.faithfulness)
         yield from _hardly_any_fall(one, one.faithfulness)
+
+
+def _is_poor(captured: float, gain: float) -> bool:
+    if np.isnan(gain):
+        return captured < POOR[0][0]
+    return any(captured < share and gain > bound for share, bound in POOR)
 
 
 Gains = dict[str, tuple[float, float]]
@@ -315,11 +346,9 @@ def _kind_of_score(
     first_order = one.first_order
     if poor:
         if one.attribution == "gradient":
-            yield Finding(
+            yield _of(
+                one,
                 "derivative-without-distance",
-                one.site,
-                one.attribution,
-                (),
                 "the derivative is a sensitivity; removal also moves each neuron by its distance from the baseline"
                 + what,
                 "attribution='gradient_x_activation'",
@@ -327,22 +356,18 @@ def _kind_of_score(
                 weight=lost,
             )
         elif one.attribution == "activation":
-            yield Finding(
+            yield _of(
+                one,
                 "activation-without-derivative",
-                one.site,
-                one.attribution,
-                (),
                 f"how far a neuron is from the baseline does not say what that does to the {one.removal.target}" + what,
                 "attribution='gradient_x_activation'",
                 figures,
                 weight=lost,
             )
         elif unsigned and first_order is not None and (negative := _negative(first_order)) > 0:
-            yield Finding(
+            yield _of(
+                one,
                 "absolute-values",
-                one.site,
-                one.attribution,
-                (),
                 f"scores without a sign rank neurons whose removal helps as high as those whose removal hurts; "
                 f"{negative:.0%} of the effects to first order are negative" + what,
                 "keep the sign, as attribution='gradient_x_activation' does",
@@ -350,11 +375,9 @@ def _kind_of_score(
                 weight=lost,
             )
         else:
-            yield Finding(
+            yield _of(
+                one,
                 "better-score-at-hand",
-                one.site,
-                one.attribution,
-                (),
                 "another score of the same pass predicts better what removal does" + what,
                 "attribution='gradient_x_activation'",
                 figures,
@@ -363,11 +386,9 @@ def _kind_of_score(
         if activity is not None and one.attribution in ("gradient", "activation"):
             both = _both_signs(activity, one)
             if both > 0.5:
-                yield Finding(
+                yield _of(
+                    one,
                     "signed-activations",
-                    one.site,
-                    one.attribution,
-                    (),
                     f"{both:.0%} of the neurons go to both sides of the baseline, so that neither the sign of their "
                     "activation nor that of a derivative says whether removing them hurts; only the product does.",
                     "attribution='gradient_x_activation'",
@@ -378,11 +399,9 @@ def _kind_of_score(
         return
     absolute, lds = gain["absolute values"]
     if absolute > GAIN:
-        yield Finding(
+        yield _of(
+            one,
             "cancelling-signs",
-            one.site,
-            one.attribution,
-            (),
             f"the sign of the mean misleads: {1 - surviving:.0%} of the scores' size cancels inside the clusters, and "
             f"their absolute values predict removal better (LDS {lds:.2f} against {one.faithfulness.overall.lds:.2f}).",
             "purer clusters, and attribution='gradient_x_activation', whose sign means something",
@@ -417,8 +436,8 @@ def _against_references(one: Importance, faithfulness: Faithfulness) -> Iterator
             continue
         if name == "activation size":
             text, remedy = (
-                f"to rank by mean |activation - baseline| is as good (gap {overall.reference_gap[row]:+.3f}, this score "
-                f"{overall.gap:+.3f}).",
+                f"to rank by mean |activation - baseline| is as good (gap {overall.reference_gap[row]:+.3f}, this "
+                f"score {overall.gap:+.3f}).",
                 "do not read more into the score than into the activations; try another layer or score",
             )
         else:
@@ -427,11 +446,9 @@ def _against_references(one: Importance, faithfulness: Faithfulness) -> Iterator
                 f"{overall.gap:+.3f}): nothing is learnt about single clusters.",
                 "do not read the clusters' differences; a later layer or other clusters may have some",
             )
-        yield Finding(
+        yield _of(
+            one,
             "no-better-than-reference",
-            one.site,
-            one.attribution,
-            (),
             text,
             remedy,
             {"gap": overall.gap, f"gap of {name}": float(overall.reference_gap[row])},
@@ -444,42 +461,37 @@ def _hardly_any_fall(one: Importance, faithfulness: Faithfulness) -> Iterator[Fi
     overall, most = faithfulness.overall, int(faithfulness.removed[-1])
     left = overall.accuracy[-1] / overall.intact_accuracy if overall.intact_accuracy > 0 else float("nan")
     if overall.lds > PREDICTS and overall.relative_gap < WEAK and left > HARDLY and most < one.removal.n_neurons:
-        yield Finding(
+        yield _of(
+            one,
             "hardly-any-fall",
-            one.site,
-            one.attribution,
-            (),
-            f"the scores predict how the margin falls (LDS {overall.lds:.2f}), but accuracy hardly does: without the top "
-            f"{most} of {one.removal.n_neurons} neurons {left:.0%} of it are left.",
+            f"the scores predict how the margin falls (LDS {overall.lds:.2f}), but accuracy hardly does: without the "
+            f"top {most} of {one.removal.n_neurons} neurons {left:.0%} of it are left.",
             "larger fractions in AblationFaithfulness, such as (.5, .7, .8, .9, .95), or read the LDS",
             {"left": float(left), "lds": overall.lds, "removed": most},
             weight=0.5,
         )
 
 
-def _site(
-    results: Results, ones: list[Importance], activity: SiteActivity | None, ranked: list[Finding]
-) -> Iterator[Finding]:
+def _site(results: Results, ones: list[Importance], activity: SiteActivity | None) -> Iterator[Finding]:
     """What holds for a layer, whatever the score."""
     first = ones[0]
     if activity is not None:
         yield from _baseline(first, activity)
         yield from _dead(ones, activity)
-    yield from _redundancy(results, first, ranked)
+    yield from _redundancy(results, first)
     checked = [one for one in ones if one.attribution != "random" and one.faithfulness is not None]
     gaps = [one.faithfulness.overall.gap for one in checked if one.faithfulness is not None]
     faithful = [one.faithfulness is not None and one.faithfulness.overall.verdict == "faithful" for one in checked]
     if len(checked) > 1 and all(faithful) and max(gaps) - min(gaps) < TIE:
-        yield Finding(
+        yield _of(
+            first,
             "methods-agree",
-            first.site,
-            "",
-            (),
-            f"all {len(checked)} scores do equally well here (gaps {min(gaps):+.3f} to {max(gaps):+.3f}), as in a layer "
-            "that the output hardly bends: there is nothing to learn from comparing them.",
+            f"all {len(checked)} scores do equally well here (gaps {min(gaps):+.3f} to {max(gaps):+.3f}), as in a "
+            "layer that the output hardly bends: there is nothing to learn from comparing them.",
             "take the cheapest one, or compare at an earlier layer",
             {"smallest_gap": min(gaps), "largest_gap": max(gaps)},
             weight=0.05,
+            layer=True,
         )
 
 
@@ -487,16 +499,15 @@ def _baseline(one: Importance, activity: SiteActivity) -> Iterator[Finding]:
     away = activity.distance(one.removal.baseline_value)
     far, known = int((away > FAR).sum()), int(np.isfinite(away).sum())
     if known and far > known / 2:
-        yield Finding(
+        yield _of(
+            one,
             "baseline-outside",
-            one.site,
-            "",
-            (),
             f"the baseline ({one.removal.baseline}) lies more than {FAR} standard deviations from the mean of {far} of "
             f"{known} channels that vary: to set neurons to it is not to remove what they tell.",
             "baseline='mean'",
             {"far": far, "channels": known},
             weight=0.5 * far / known,
+            layer=True,
         )
 
 
@@ -511,32 +522,28 @@ def _dead(ones: list[Importance], activity: SiteActivity) -> Iterator[Finding]:
             continue
         top = np.argsort(-one.mean, axis=1, kind="stable")[:, :k]
         # a score of exactly zero ranks nobody: constant neurons fill up where fewer matter than are looked at
-        raised = constant[top] & (np.take_along_axis(one.mean, top, 1) > 0)
-        if raised.any():
-            of_top = float(raised.mean())
-            yield Finding(
+        of_top = float((constant[top] & (np.take_along_axis(one.mean, top, 1) > 0)).mean())
+        if of_top > TOP_CONSTANT:
+            yield _of(
+                one,
                 "constant-neurons",
-                one.site,
-                one.attribution,
-                (),
-                f"{int(constant.sum())} of {len(constant)} neurons are constant on all samples, and {of_top:.0%} of the "
-                f"top {k} of a cluster are among them: they tell nothing about a sample; their score is that of a bias.",
+                f"{int(constant.sum())} of {len(constant)} neurons are constant on all samples, and {of_top:.0%} of "
+                f"the top {k} of a cluster are among them: they tell nothing about a sample, their score is a bias's.",
                 "baseline='mean' and attribution='gradient_x_activation', which give them zero",
                 {"constant": share, "of_top": of_top},
                 weight=0.3 + 0.5 * of_top,
             )
             return
     if share > DEAD:
-        yield Finding(
+        yield _of(
+            ones[0],
             "constant-neurons",
-            ones[0].site,
-            "",
-            (),
             f"{int(constant.sum())} of {len(constant)} neurons are constant on all samples: shares of removed neurons "
             "count them, so that random removal takes few that matter, and gaps look larger than they are.",
             "compare with other layers by numbers of neurons, not by shares; a narrower layer, or another start",
             {"constant": share, "of_top": 0.0},
             weight=0.3 * share,
+            layer=True,
         )
 
 
@@ -557,7 +564,7 @@ def joint_effects(results: Results, one: Importance) -> tuple[float, float, floa
     each = falls / judged.removed  # (draw, point)
     n_neurons = one.removal.n_neurons
     few = judged.removed <= max(1.0, 0.1 * n_neurons + 1)
-    if few.all():
+    if few.all() or not few.any():
         return nan, nan, nan
     generator = np.random.default_rng([results.seed, len(each)])
     draws = np.concatenate([np.arange(len(each))[None], generator.integers(len(each), size=(999, len(each)))])
@@ -571,7 +578,7 @@ def joint_effects(results: Results, one: Importance) -> tuple[float, float, floa
     return float(ratio[0]), lower, float(single[0] / expected) if expected > 0 else nan
 
 
-def _redundancy(results: Results, one: Importance, ranked: list[Finding]) -> Iterator[Finding]:
+def _redundancy(results: Results, one: Importance) -> Iterator[Finding]:
     if one.faithfulness is None or one.removal.target_class != "label":
         return
     ratio, lower, kept = joint_effects(results, one)
@@ -583,17 +590,16 @@ def _redundancy(results: Results, one: Importance, ranked: list[Finding]) -> Ite
             f"neurons stand in for one another: removed together with {largest - 1} others, a neuron costs {ratio:.1f} "
             "times what it does with few."
             if lower > REDUNDANT
-            else f"neurons stand in for one another: a tenth of them costs {max(kept, 0.0):.0%} of what their scores say."
+            else f"neurons stand in for one another: a tenth costs {max(kept, 0.0):.0%} of what their scores say."
         )
-        yield Finding(
+        yield _of(
+            one,
             "redundancy",
-            one.site,
-            "",
-            (),
             text + " What one of them does alone says little of what several do.",
             "attribution='masked_gradient', which averages over removals of others, or Site(name, group=...)",
             {"joint_over_single": ratio, "lower": lower, "single_over_scores": kept},
             weight=0.4,
+            layer=True,
         )
 
 

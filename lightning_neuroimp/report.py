@@ -47,7 +47,7 @@ def markdown(results: Results, name: str = "") -> str:
     if results.has_faithfulness:
         parts.append(explain(results).replace("\n", "  \n"))
     parts += [f"**Note:** {note}" for note in results.notes]
-    headline, lines, rest = _findings(results, False)
+    headline, lines, rest = _findings(results, everything=False)
     # what is to be done first is read first
     parts.insert(1, "\n\n".join([f"**{headline}**", "\n".join(lines), *([rest] if rest else [])]))
     return "\n\n".join(parts)

@@ -1,0 +1,445 @@
+"""Each finding has a network that must raise it and one that must not; thresholds come from benchmarks/findings.py."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Function
+from digits import digits, train, validation_batches
+from sklearn.datasets import load_breast_cancer
+from torch import nn
+
+from lightning_neuroimp import (
+    AblationFaithfulness,
+    Attribution,
+    KMeansClusters,
+    Results,
+    ablation_faithfulness,
+    diagnosis,
+    neuron_importance,
+    report,
+)
+from lightning_neuroimp.attribution.first_order import gradient_x_activation
+from lightning_neuroimp.randomisation import weight_randomisation
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+SETTINGS = AblationFaithfulness(max_samples=1024)
+
+
+def measured(model, batches=None, settings=SETTINGS, **options):
+    batches = validation_batches() if batches is None else batches
+    found = neuron_importance(model, batches, **({"layers": "1"} | options))
+    return found if settings is None else ablation_faithfulness(model, batches, found, settings)
+
+
+def ids(results, attribution=None):
+    return {one.id for one in results.findings if attribution in (None, one.attribution)}
+
+
+def finding(results, name):
+    return next(one for one in results.findings if one.id == name)
+
+
+def abs_gradient(batch):
+    return batch.sum_positions(batch.gradient).abs()
+
+
+@pytest.fixture(scope="module")
+def relu():
+    return train(nn.ReLU, seed=11, width=128, depth=2)
+
+
+@pytest.fixture(scope="module")
+def tanh():
+    return train(nn.Tanh, seed=11, width=128, depth=2)
+
+
+@pytest.fixture(scope="module")
+def breast_cancer():
+    x, y = load_breast_cancer(return_X_y=True)
+    x = torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], torch.tensor(y)[order]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 64), nn.Tanh(), nn.Linear(64, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[:300]), y[:300]).backward()
+        optimizer.step()
+    return model.eval(), [(x[300:], y[300:])]
+
+
+@pytest.mark.parametrize("clusters", ["labels", KMeansClusters(8)])
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_nothing_speaks_against_the_default_where_it_is_right(name, clusters, request):
+    results = measured(request.getfixturevalue(name), clusters=clusters, layers=["1", "3"])
+    assert results.findings == ()
+    assert all(one.faithfulness.overall.verdict == "faithful" for one in results.importances)
+    assert "Findings: none; nothing speaks against these scores." in report.summary(results)
+
+
+def test_few_samples(relu):
+    results = measured(relu, max_samples=100)
+    found = finding(results, "few-samples")
+    assert "10 of 10 clusters have fewer than 16 samples in a half" in found.text
+    assert found.clusters == tuple(f"label {number}" for number in range(10))
+    assert found.figures["samples"] == 100
+    assert "max_samples" in found.remedy
+    assert results.findings[0] is found  # nothing else can be believed
+    assert "few-samples" not in ids(measured(relu, None))
+    assert "few-samples" in ids(measured(relu, max_samples=100, settings=None))
+
+
+def test_near_chance(relu):
+    untrained = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    found = finding(measured(untrained, settings=None), "near-chance")
+    assert re.match(r"the model is right for \d+% of the samples, and the commonest class has 1\d% of them", found.text)
+    assert "near-chance" not in ids(measured(relu, settings=None))
+    # what the model names is right by definition
+    assert "near-chance" not in ids(
+        measured(untrained, settings=None, target_class="predicted", clusters="predictions")
+    )
+
+
+def test_mixed_clusters(relu):
+    found = finding(measured(relu, settings=None, clusters=KMeansClusters(3)), "mixed-clusters")
+    assert re.search(r"commonest class of a cluster has [23]\d% of it", found.text)
+    assert len(found.clusters) == 3
+    assert "mixed-clusters" not in ids(measured(relu, settings=None, clusters=KMeansClusters(10)))
+
+
+def test_halves_disagree(tanh):
+    options = {"clusters": KMeansClusters(3), "settings": None, "target": "probability"}
+    few = measured(tanh, max_samples=150, **options)
+    found = finding(few, "halves-disagree")
+    assert re.search(r"\(reliability -?0\.[0-6]\d\)", found.text)
+    assert "halves-disagree" not in ids(measured(tanh, settings=None))
+
+
+def test_saturated_targets(tanh):
+    options = {"clusters": KMeansClusters(3)}
+    for settings in (SETTINGS, None):
+        found = finding(measured(tanh, target="probability", settings=settings, **options), "saturated-target")
+        assert re.search(
+            r"target='probability' is flat where the model is sure: .* carried by \d+% of the s", found.text
+        )
+        assert ("LDS" in found.text) == (settings is not None)
+        assert found.remedy == "target='margin'"
+        assert found.figures["carried_by"] < 0.3
+    assert "saturated-target" not in ids(measured(tanh, **options))
+
+
+def test_effects_to_first_order_are_of_the_margin_for_saturating_targets(tanh):
+    margin, *others = (
+        measured(tanh, settings=None, target=target)["1"] for target in ("margin", "probability", "log_probability")
+    )
+    np.testing.assert_array_equal(margin.half_first_order, margin.half_mean)
+    for other in others:
+        np.testing.assert_array_equal(other.half_first_order, margin.half_first_order)
+        assert not np.allclose(other.half_mean, margin.half_mean)
+
+
+def test_derivatives_without_distance(relu, tanh):
+    for settings in (SETTINGS, None):
+        found = finding(measured(tanh, attribution="gradient", settings=settings), "derivative-without-distance")
+        assert re.search(r"top neurons carry \d+% of the effect that the best ones carry", found.text)
+        assert found.remedy == "attribution='gradient_x_activation'"
+        assert "derivative-without-distance" not in ids(measured(relu, attribution="gradient", settings=settings))
+    results = measured(tanh, attribution=["gradient", "gradient_x_activation"])
+    assert finding(results, "derivative-without-distance").figures["captured"] < 0.8
+    gaps = [one.faithfulness.overall.gap for one in results.importances]
+    assert gaps[0] < 0.5 * gaps[1]  # as the finding says
+    assert ids(results, "gradient_x_activation") == set()
+
+
+def test_captured_effects_against_a_slow_twin(tanh):
+    one = measured(tanh, attribution="gradient", settings=None)["1"]
+    shares = []
+    for cluster in range(10):
+        carried = {"own": 0.0, "best": 0.0}
+        for half in (0, 1):
+            effects = one.half_first_order[1 - half, cluster]
+            for kind, scores in (("own", one.half_mean), ("best", one.half_first_order)):
+                order = sorted(range(128), key=lambda neuron: -scores[half, cluster, neuron])
+                for k in (2, 3, 7, 13, 26, 64):
+                    carried[kind] += sum(effects[neuron] for neuron in order[:k])
+        shares.append(carried["own"] / carried["best"])
+    assert diagnosis.captured_effect(one) == pytest.approx(np.average(shares, weights=one.count.sum(0)))
+
+
+def test_activations_without_derivatives(tanh):
+    with_gradient = measured(tanh, attribution=["gradient_x_activation", "activation"])
+    assert "activation-without-derivative" in ids(with_gradient, "activation")
+    # where all derivatives are the same, the activation says all
+    model = Function(lambda h: h.sum(1) - 2.0, nn.Sequential(nn.Linear(8, 8), nn.ReLU())).eval()
+    x = torch.randn(400, 8)
+    with torch.no_grad():
+        batches = [(x, (model(x)[:, 0] <= 0).long())]
+    results = measured(
+        model, batches, layers="site.1", attribution=["gradient", "activation"], target="logit", target_class=0
+    )
+    assert "activation-without-derivative" not in ids(results)
+
+
+def test_absolute_values(relu):
+    scores = ["gradient_x_activation", abs_gradient]
+    found = finding(measured(relu, attribution=scores), "absolute-values")
+    assert found.attribution == "abs_gradient"
+    assert re.search(r"\d+% of the effects to first order are negative", found.text)
+    assert "keep the sign" in found.remedy
+    # where no neuron inhibits, absolute values hide nothing
+    model = Function(lambda h: (h * torch.arange(1.0, 9)).sum(1), nn.Sequential(nn.Linear(8, 8), nn.ReLU())).eval()
+    results = measured(
+        model,
+        [(torch.randn(400, 8), torch.zeros(400, dtype=torch.int64))],
+        layers="site.1",
+        attribution=["gradient_x_activation", Attribution("abs", lambda batch: gradient_x_activation(batch).abs())],
+    )
+    assert "absolute-values" not in ids(results)
+
+
+def test_signed_activations(relu, tanh):
+    found = finding(measured(tanh, attribution=["gradient", "activation"]), "signed-activations")
+    assert re.match(r"(9\d|100)% of the neurons go to both sides of the baseline", found.text)
+    assert "signed-activations" not in ids(measured(relu, attribution=["gradient", "activation"]))
+
+
+class Cancelling(nn.Module):
+    """Margin x0 tanh(3 h0) + .5 h1 with x0 = h0 = +-1: the derivative's sign follows the sample's (T6 of the tests)."""
+
+    def __init__(self):
+        super().__init__()
+        self.site = nn.Identity()
+
+    def forward(self, x):
+        h = self.site(x)
+        value = (x[:, :4] * torch.tanh(3 * h[:, :4]) * torch.tensor([4.0, 3.0, 2.0, 1.0])).sum(1) + 0.01 * h[:, 4:].sum(
+            1
+        )
+        return torch.stack([value, torch.zeros_like(value)], 1)
+
+
+def test_cancelling_signs(relu):
+    signs = torch.randn(400, 4).sign()
+    x = torch.cat([signs, torch.ones(400, 12)], 1)
+    results = measured(
+        Cancelling().eval(), [(x, torch.zeros(400, dtype=torch.int64))], layers="site", attribution=["gradient"]
+    )
+    found = finding(results, "cancelling-signs")
+    assert re.search(r"[1-9]\d% of the scores' size cancels inside the clusters", found.text)
+    assert "cancelling-signs" not in ids(measured(relu, attribution="gradient"))
+
+
+def test_saturated_activations(relu):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    model.load_state_dict(train(nn.Tanh, seed=1, width=64, depth=1).state_dict())
+    for gain, expected in ((1.0, False), (15.0, True)):
+        with torch.no_grad():
+            model[0].weight.mul_(gain)
+            model[0].bias.mul_(gain)
+        results = measured(model.eval(), layers=["0", "1"], settings=None)
+        assert results.activity("0").nonlinearity == "tanh"
+        assert results.activity("1").nonlinearity == ""
+        assert ("saturated-activation" in ids(results)) == expected
+    found = finding(results, "saturated-activation")
+    assert found.site == "0"
+    assert re.match(r"tanh takes these values next and is saturated: the derivative misses (8|9)\d%", found.text)
+    # a rectifier is straight on each side of zero
+    assert measured(relu, layers="0", settings=None).activity("0").derivative_error == 0
+
+
+class Planted(nn.Module):
+    """Network T11: two neurons copy each class, four are constant, four are dead, four are zero."""
+
+    def __init__(self, weight=2.0):
+        super().__init__()
+        self.site = nn.Identity()
+        readout = torch.zeros(2, 16)
+        readout[0, 0:2] = readout[1, 2:4] = weight
+        readout[:, 8:12] = 30.0
+        readout[0, 8:12] += 5.0
+        self.register_buffer("readout", readout)
+
+    def forward(self, x):
+        one_hot = x[:, :2]
+        constant, zero = x.new_full((len(x), 4), 50.0), x.new_zeros(len(x), 8)
+        h = self.site(torch.cat([one_hot[:, [0, 0]], one_hot[:, [1, 1]], constant, zero], 1))
+        return h @ self.readout.T + torch.tensor([0.0, 1.0])
+
+
+def test_constant_neurons():
+    y = torch.arange(200) % 2
+    batches = [(nn.functional.one_hot(y, 2).float(), y)]
+    for score in ("activation", "gradient"):
+        found = finding(measured(Planted(), batches, layers="site", attribution=[score, "random"]), "constant-neurons")
+        assert "12 of 16 neurons are constant on all samples" in found.text
+        assert found.attribution == score
+    # the default ranks none of them, but there are many
+    found = finding(measured(Planted(), batches, layers="site"), "constant-neurons")
+    assert found.attribution == ""
+    assert "gaps look larger than they are" in found.text
+
+
+def test_no_constant_neurons(tanh):
+    assert "constant-neurons" not in ids(measured(tanh, attribution=["gradient", "activation"]))
+
+
+class Changed(nn.Module):
+    """A trained network, changed at its first layer without a change of what it computes."""
+
+    def __init__(self, model, shift=0.0, copies=1):
+        super().__init__()
+        self.front, self.rest, self.shift, self.copies = model[:2], model[2:], shift, copies
+        self.site = nn.Identity()
+
+    def forward(self, x):
+        h = self.site(self.front(x).repeat(1, self.copies) + self.shift) - self.shift
+        return self.rest(h.unflatten(1, (self.copies, -1)).amax(1))
+
+
+def test_baselines_outside_of_the_activations(tanh):
+    found = finding(measured(Changed(tanh, shift=20.0).eval(), layers="site", settings=None), "baseline-outside")
+    assert re.match(
+        r"the baseline \(zero\) lies more than 2 standard deviations from the mean of 128 of 128", found.text
+    )
+    assert found.remedy == "baseline='mean'"
+    assert "baseline-outside" not in ids(measured(Changed(tanh).eval(), layers="site", settings=None))
+    mean = measured(Changed(tanh, shift=20.0).eval(), layers="site", settings=None, baseline="mean")
+    assert "baseline-outside" not in ids(mean)
+
+
+def test_redundancy(relu):
+    found = finding(measured(Changed(relu, copies=5).eval(), layers="site"), "redundancy")
+    assert "neurons stand in for one another" in found.text
+    assert found.figures["joint_over_single"] > 2.5
+    assert "redundancy" not in ids(measured(Changed(relu).eval(), layers="site"))
+
+
+def test_accuracy_that_hardly_falls(breast_cancer):
+    model, batches = breast_cancer
+    results = measured(model, batches)
+    assert results["1"].faithfulness.overall.verdict == "weak"
+    found = finding(results, "hardly-any-fall")
+    assert re.search(
+        r"LDS (0\.9\d|1\.00)\), but accuracy hardly does: without the top 32 of 64 neurons 9\d%", found.text
+    )
+    more = measured(model, batches, AblationFaithfulness(fractions=(0.5, 0.7, 0.8, 0.9, 0.95)))
+    assert more["1"].faithfulness.overall.verdict == "faithful"
+    assert "hardly-any-fall" not in ids(more)
+
+
+def test_rankings_that_are_no_better_than_simple_ones(relu):
+    model = Function(lambda h: h.sum(1) - 2.0, nn.Sequential(nn.Linear(8, 8), nn.ReLU())).eval()
+    x = torch.randn(400, 8)
+    with torch.no_grad():
+        y = (model(x)[:, 0] <= 0).long()
+    two = measured(model, [(x, y)], layers="site.1", clusters=lambda batch: (batch[0][:, 0] > 0).long(), target_class=0)
+    assert {"to rank by mean |activation - baseline|", "one ranking for all clusters"} == {
+        one.text.partition(" is as good")[0] for one in two.findings if one.id == "no-better-than-reference"
+    }
+    assert "no-better-than-reference" not in ids(measured(relu))
+    # which is the reference itself
+    assert "no-better-than-reference" not in {
+        one.id for one in measured(relu, attribution="activation").findings if "mean |activation" in one.text
+    }
+
+
+def test_methods_that_agree(relu, tanh):
+    results = measured(relu, layers="3", attribution=["gradient_x_activation", "leave_one_out"])
+    found = finding(results, "methods-agree")
+    assert re.match(r"all 2 scores do equally well here \(gaps \+0\.\d+ to \+0\.\d+\)", found.text)
+    assert results.findings[-1] is found
+    assert "methods-agree" not in ids(measured(tanh, attribution=["gradient_x_activation", "gradient"]))
+    assert "methods-agree" not in ids(measured(relu, layers="3"))
+
+
+def test_scores_that_are_blind_to_the_weights(relu):
+    model = nn.Sequential(nn.Identity(), *relu)
+    for attribution, blind in (("activation", True), ("gradient_x_activation", False)):
+        results = measured(model, layers="0", attribution=attribution, settings=None)
+        results = weight_randomisation(model, validation_batches(), results, attribution=attribution)
+        assert ("blind-to-weights" in ids(results)) == blind
+
+
+def test_a_better_score_at_hand(tanh):
+    def cubed(batch):
+        return batch.sum_positions(batch.gradient**3)
+
+    assert "better-score-at-hand" in ids(measured(tanh, attribution=cubed))
+    assert ids(measured(tanh, attribution=Attribution("mine", gradient_x_activation))) == set()
+
+
+def test_random_scores_are_not_diagnosed(tanh):
+    assert measured(tanh, attribution="random").findings == ()
+
+
+@pytest.mark.parametrize(
+    ("activation", "clusters"),
+    [(nn.ReLU, "labels"), (nn.Tanh, "labels"), (nn.GELU, "labels"), (nn.ReLU, KMeansClusters(3))],
+)
+def test_the_table_of_the_question(activation, clusters):
+    """What is raised about a ranking agrees with what removal measures, cell by cell."""
+    scores = ["gradient_x_activation", "gradient", abs_gradient, "activation", "integrated_gradients", "leave_one_out"]
+    results = measured(train(activation, seed=5), clusters=clusters, attribution=scores)
+    reachable = results["1", "leave_one_out"].faithfulness.overall.gap
+    for one in results.importances:
+        good = one.faithfulness.overall.gap > 0.8 * reachable
+        raised = ids(results, one.attribution) - {"methods-agree", "no-better-than-reference"}
+        assert bool(raised) == (not good), (one.attribution, one.faithfulness.overall.gap, reachable, raised)
+
+
+def test_saved_shown_and_ranked(tanh, tmp_path):
+    results = measured(
+        tanh, attribution=["gradient", "activation", abs_gradient], clusters=KMeansClusters(3), max_samples=90
+    )
+    weights = [one.weight for one in results.findings]
+    assert weights == sorted(weights, reverse=True)
+    results.save(tmp_path / "results.npz")
+    for one, loaded in zip(results.findings, Results.load(tmp_path / "results.npz").findings, strict=True):
+        assert dataclasses.asdict(one) == dataclasses.asdict(loaded)
+    kinds = list(dict.fromkeys(one.id for one in results.findings))
+    assert len(kinds) > 5
+    text = report.summary(results)
+    assert all(f"{number}. {name} (" in text for number, name in enumerate(kinds[:5], 1))
+    assert f"6. {kinds[5]}" not in text
+    assert f"{len(kinds) - 5} more kinds: summary(all_findings=True)" in text
+    everything = report.summary(results, all_findings=True)
+    assert all(f"{number}. {name} (" in everything for number, name in enumerate(kinds, 1))
+    markdown = report.markdown(results)
+    assert markdown.index(kinds[0]) < markdown.index("| cluster ")
+    assert text.count("To do: ") == 5
+
+
+def test_all_findings_are_explained():
+    page = (Path(__file__).parent.parent / "examples" / "findings.md").read_text()
+    assert re.findall(r"^### `([\w-]+)`$", page, re.MULTILINE) == list(diagnosis.IDS)
+    source = Path(diagnosis.__file__).read_text()
+    assert set(re.findall(r'^ +"([a-z]+(?:-[a-z]+)+)",$', source, re.MULTILINE)) == set(diagnosis.IDS)
+
+
+def test_they_take_no_pass(tanh):
+    calls = []
+    handle = tanh.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        results = measured(tanh)
+    finally:
+        handle.remove()
+    # five batches: once for importance, once for ablation, and the trial of replays
+    assert len(calls) == 5 + 5 + 1
+    assert diagnosis.diagnose(results) == results.findings
+
+
+def test_nothing_to_diagnose():
+    """Samples that are not finite, clusters of one, one neuron: no finding is worth an exception."""
+    x, y = digits()
+    model = nn.Sequential(nn.Linear(64, 1), nn.Tanh(), nn.Linear(1, 10)).eval()
+    bad = x[:12].clone()
+    bad[3] = torch.nan
+    results = measured(model, [(bad, y[:12])], attribution=["gradient_x_activation", "gradient", "random"])
+    assert "few-samples" in ids(results)
+    assert all(np.isfinite(one.weight) for one in results.findings)
