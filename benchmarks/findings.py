@@ -451,6 +451,47 @@ def sweep(found: list[Outcome]) -> None:
             print(f"    {name:32} > {threshold:<6} rightly {shares[0]:.3f}, wrongly {shares[1]:.3f}")
 
 
+TRUTHS = {
+    "derivative-without-distance": "the default's gap is larger: this score's is below 80% of it",
+    "activation-without-derivative": "the same",
+    "absolute-values": "the same, of absolute derivatives, products and activations",
+    "cancelling-signs": "the gap of the absolute values is larger: the score's is below 80% of it",
+    "signed-activations": "the activation function is tanh or ELU, and the default's gap is larger",
+    "any, of the default": "the default is not faithful with an LDS above .8",
+    "saturated-target": "the margin's gap is larger: this target's is below 80% of it",
+    "mixed-clusters": "gaps are below 80% of those of label clusters, at most layers",
+    "halves-disagree": "rank correlation with the importances of a large sample below .7",
+    "no-better-than-reference": "on fresh samples a reference's gap is less than .02 smaller",
+    "methods-agree": "on fresh samples the gaps differ by less than .04",
+    "hardly-any-fall": "weak, and faithful where up to 95% of the neurons are removed",
+    "saturated-activation": "leave-one-out has a larger gap or LDS (80% as above)",
+    "redundancy": "built: several copies of each neuron, of which the largest is read",
+    "baseline-outside": "built: all activations moved by more than 3 standard deviations",
+    "constant-neurons": "built: more than half of the neurons constant",
+    "near-chance": "the network is not trained",
+}
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """A line for each finding, both families beside one another."""
+    lines = ["| finding | raised rightly, wrongly: held out | true when | for tuning |", "|-|-|-|-|"]
+
+    def told(family: str, name: str) -> str:
+        row = next((one for one in rows if (one["networks"], one["finding"]) == (family, name)), None)
+        if row is None:
+            return "-"
+        rightly, wrongly = (
+            f"{row[f'raised_{word}']:.0%} of {row[key]}" if row[key] else f"(none {key})"
+            for key, word in (("true", "rightly"), ("false", "wrongly"))
+        )
+        return f"{rightly}, {wrongly}"
+
+    for name, truth in TRUTHS.items():
+        what = name if name.startswith("any") else f"`{name}`"
+        lines.append(f"| {what} | {told('held out', name)} | {truth} | {told('tuning', name)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -458,6 +499,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each network")
     parser.add_argument("--sweep", action="store_true", help="other thresholds, on the networks for tuning")
     parser.add_argument("--json", type=Path, help="also write the rows there")
+    parser.add_argument("--page", type=Path, help="also write the table into this page, between its markers")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     rows: list[Row] = []
@@ -474,6 +516,10 @@ def main() -> None:
             )
         if options.sweep and family == "tuning":
             sweep(found)
+    if options.page:
+        page = options.page.read_text()
+        before, _, after = page.partition("<!-- rates -->\n")
+        options.page.write_text(f"{before}<!-- rates -->\n{as_markdown(rows)}\n{after[after.index('<!-- end -->') :]}")
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1))
 

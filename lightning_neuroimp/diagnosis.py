@@ -49,6 +49,9 @@ INERT = 0.3
 PURE = 0.5
 """A cluster is mixed where no class has this share of it."""
 
+MIXED = 0.1
+"""A cluster that is not borne out may be so for being mixed where more than this share is of other classes."""
+
 RELIABLE = 0.7
 """Halves disagree where the reliability is below this."""
 
@@ -89,6 +92,7 @@ IDS = (
     "constant-neurons",
     "baseline-outside",
     "redundancy",
+    "clusters-not-borne-out",
     "no-better-than-reference",
     "hardly-any-fall",
     "methods-agree",
@@ -292,6 +296,7 @@ def _ranking(results: Results, one: Importance, activity: SiteActivity | None) -
             weight=0.8 * min(activity.derivative_error, 1.0),
         )
     if one.faithfulness is not None:
+        yield from _not_borne_out(results, one, one.faithfulness)
         yield from _against_references(one, one.faithfulness)
         yield from _hardly_any_fall(one, one.faithfulness)
 
@@ -425,6 +430,28 @@ def _both_signs(activity: SiteActivity, one: Importance) -> float:
     return float(both[known].mean()) if known.any() else 0.0
 
 
+def _not_borne_out(results: Results, one: Importance, faithfulness: Faithfulness) -> Iterator[Finding]:
+    """Single clusters of a layer whose ranking holds as a whole."""
+    poor = np.array([judged in ("no better than random", "worse than random") for judged in faithfulness.verdict])
+    if faithfulness.overall.verdict != "faithful" or not poor.any():
+        return
+    counts = results.clusters.class_counts[poor]
+    purity = float(np.mean(counts.max(1) / np.maximum(counts.sum(1), 1)))
+    yield Finding(
+        "clusters-not-borne-out",
+        one.site,
+        one.attribution,
+        _names(results, poor),
+        f"removal bears out the ranking of the layer, but not that of {int(poor.sum())} of {len(poor)} clusters (the "
+        f"commonest class has {purity:.0%} of them).",
+        "more or other clusters, so that each holds less that is different"
+        if purity < 1 - MIXED
+        else "do not read these clusters' neurons; more samples may tell",
+        {"clusters": int(poor.sum()), "commonest_class": purity},
+        weight=0.1 + 0.5 * _share(results, poor),
+    )
+
+
 def _against_references(one: Importance, faithfulness: Faithfulness) -> Iterator[Finding]:
     """Rankings that take less are as good."""
     overall = faithfulness.overall
@@ -434,15 +461,16 @@ def _against_references(one: Importance, faithfulness: Faithfulness) -> Iterator
         difference = overall.gap - float(overall.reference_gap[row])
         if own or one.removal.n_neurons < 2 or len(one.cluster_ids) < 2 or not (low <= 0 and difference < TIE):
             continue
+        worse = "better" if difference < -TIE else "as good"
         if name == "activation size":
             text, remedy = (
-                f"to rank by mean |activation - baseline| is as good (gap {overall.reference_gap[row]:+.3f}, this "
+                f"to rank by mean |activation - baseline| is {worse} (gap {overall.reference_gap[row]:+.3f}, this "
                 f"score {overall.gap:+.3f}).",
                 "do not read more into the score than into the activations; try another layer or score",
             )
         else:
             text, remedy = (
-                f"one ranking for all clusters is as good (gap {overall.reference_gap[row]:+.3f}, each cluster's own "
+                f"one ranking for all clusters is {worse} (gap {overall.reference_gap[row]:+.3f}, each cluster's own "
                 f"{overall.gap:+.3f}): nothing is learnt about single clusters.",
                 "do not read the clusters' differences; a later layer or other clusters may have some",
             )

@@ -349,6 +349,26 @@ def test_rankings_that_are_no_better_than_simple_ones(relu):
     }
 
 
+def test_single_clusters_that_are_not_borne_out(relu):
+    """Two labels have clusters of their own; the third cluster is of all others, whose votes cancel."""
+
+    def clusters(batch):
+        return torch.where(batch[1] < 7, batch[1], 7)
+
+    def score(batch):
+        # nothing is known of the last cluster
+        known = (labels_of[torch.from_numpy(batch.index)] < 7).to(batch.activation)[:, None]
+        return gradient_x_activation(batch) * known
+
+    labels_of = torch.cat([y for _, y in validation_batches()])
+    results = measured(relu, clusters=clusters, attribution=score)
+    assert results["1"].faithfulness.overall.verdict == "faithful"
+    found = finding(results, "clusters-not-borne-out")
+    assert found.clusters == ("7",)
+    assert re.search(r"but not that of 1 of 8 clusters \(the commonest class has 3\d% of them\)", found.text)
+    assert "clusters-not-borne-out" not in ids(measured(relu, clusters=clusters))
+
+
 def test_methods_that_agree(relu, tanh):
     results = measured(relu, layers="3", attribution=["gradient_x_activation", "leave_one_out"])
     found = finding(results, "methods-agree")
@@ -419,7 +439,7 @@ def test_all_findings_are_explained():
     page = (Path(__file__).parent.parent / "examples" / "findings.md").read_text()
     assert re.findall(r"^### `([\w-]+)`$", page, re.MULTILINE) == list(diagnosis.IDS)
     source = Path(diagnosis.__file__).read_text()
-    assert set(re.findall(r'^ +"([a-z]+(?:-[a-z]+)+)",$', source, re.MULTILINE)) == set(diagnosis.IDS)
+    assert set(re.findall(r'^ +"([a-z]+(?:-[a-z]+)+|redundancy)",$', source, re.MULTILINE)) == set(diagnosis.IDS)
 
 
 def test_they_take_no_pass(tanh):
