@@ -1,5 +1,6 @@
 """Results in words: tables for the console and for TensorBoard's text tab."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from lightning_neuroimp.results import Comparison, Finding, Importance, Results,
 
 TOP = 5
 MOST_FINDINGS = 5
+WIDTH = 118
 
 
 def summary(results: Results, name: str = "", *, all_findings: bool = False) -> str:
@@ -223,17 +225,20 @@ def _findings(results: Results, everything: bool) -> tuple[str, list[str], str]:
     shown = list(kinds.values())[: None if everything else MOST_FINDINGS]
     lines = []
     for number, same in enumerate(shown, 1):
-        first, others = same[0], [one.where for one in same[1:]]
+        first = same[0]
+        others = [where for where in dict.fromkeys(one.where for one in same) if where != first.where]
         more = f"; also at {'; '.join(others[:3])}" if others else ""
         more += f" and {len(others) - 3} more" if len(others) > 3 else ""
         about = f" [{', '.join(first.clusters[:5])}{', ...' if len(first.clusters) > 5 else ''}]"
-        lines.append(
-            f"{number}. {first.id} ({first.where}{more}): {first.text}{about if first.clusters else ''}\n"
-            f"   To do: {first.remedy}."
-        )
+        text = f"{number}. {first.id} ({first.where}{more}): {first.text}{about if first.clusters else ''}"
+        lines += [_wrapped(text), _wrapped(f"   To do: {first.remedy}.")]
     left = len(kinds) - len(shown)
     rest = f"{left} more kinds: summary(all_findings=True)" if left else ""
     return "Findings, weightiest first (examples/findings.md says what each one means):", lines, rest
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, WIDTH, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
 
 
 def _comparison(one: Comparison) -> str:
