@@ -34,7 +34,7 @@ def summary(results: Results, name: str = "", *, all_findings: bool = False) -> 
         parts.append(explain(results))
     parts += [f"Note: {note}" for note in results.notes]
     headline, lines, rest = _findings(results, all_findings)
-    parts.append("\n".join([headline, *lines, *([rest] if rest else [])]))
+    parts.append("\n".join([headline, *map(_wrapped, lines), *([rest] if rest else [])]))
     return "\n\n".join(parts)
 
 
@@ -51,7 +51,7 @@ def markdown(results: Results, name: str = "") -> str:
     parts += [f"**Note:** {note}" for note in results.notes]
     headline, lines, rest = _findings(results, everything=False)
     # what is to be done first is read first
-    parts.insert(1, "\n\n".join([f"**{headline}**", "\n".join(lines), *([rest] if rest else [])]))
+    parts.insert(1, "\n\n".join([f"**{headline}**", "  \n".join(lines), *([rest] if rest else [])]))
     return "\n\n".join(parts)
 
 
@@ -231,7 +231,7 @@ def _findings(results: Results, everything: bool) -> tuple[str, list[str], str]:
         more += f" and {len(others) - 3} more" if len(others) > 3 else ""
         about = f" [{', '.join(first.clusters[:5])}{', ...' if len(first.clusters) > 5 else ''}]"
         text = f"{number}. {first.id} ({first.where}{more}): {first.text}{about if first.clusters else ''}"
-        lines += [_wrapped(text), _wrapped(f"   To do: {first.remedy}.")]
+        lines += [text, f"   To do: {first.remedy}."]
     left = len(kinds) - len(shown)
     rest = f"{left} more kinds: summary(all_findings=True)" if left else ""
     return "Findings, weightiest first (examples/findings.md says what each one means):", lines, rest
