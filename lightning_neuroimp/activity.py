@@ -15,6 +15,8 @@ from lightning_neuroimp.rows import to_numpy
 from lightning_neuroimp.sites import along_positions
 
 N_TOP = 5
+_LOOKED_AT = 256
+"""So many samples tell what the derivative misses: it is a share, for which these are enough."""
 _WAITING = 1024
 """So many samples wait before they are summed up: one sum over many is faster than many small ones."""
 
@@ -43,6 +45,7 @@ class ActivityMoments:
 
     def __init__(self, axis: int, group: int, nonlinearity: Nonlinearity | None = None) -> None:
         self._axis, self._group, self._nonlinearity = axis, group, nonlinearity
+        self._looked_at = 0
         self._error = np.zeros(2)  # what the derivative misses of the nonlinearity's change, and that change
         self._count = 0.0
         self._mean = self._square = np.zeros(0)  # mean, and sum of squared distances from it
@@ -66,8 +69,9 @@ class ActivityMoments:
             deviation: activation - baseline; asked for where a nonlinearity follows.
         """
         activation = activation.detach()
-        if self._nonlinearity is not None and deviation is not None:
-            self._error += self._nonlinearity.derivative_error(activation, deviation)
+        if self._nonlinearity is not None and deviation is not None and (left := _LOOKED_AT - self._looked_at) > 0:
+            self._error += self._nonlinearity.derivative_error(activation[:left], deviation[:left])
+            self._looked_at += len(activation[:left])
         if activation.ndim == 2:
             norms = None if self._group == 1 else activation.unflatten(1, (-1, self._group)).norm(dim=2)
             rows = _Rows(index, activation, drive=norms)

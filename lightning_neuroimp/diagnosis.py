@@ -49,8 +49,18 @@ INERT = 0.3
 PURE = 0.5
 """A cluster is mixed where no class has this share of it."""
 
+MUCH = 0.8
+"""A score is beaten by another one where its gap is below this share of the other one's."""
+
+STRAIGHT = 0.75
+"""First order fails where the upper end of the interval of its LDS is below this, although the halves agree."""
+
 MIXED = 0.1
 """A cluster that is not borne out may be so for being mixed where more than this share is of other classes."""
+
+ABOVE_CHANCE = 0.1
+"""A model is near chance where its balanced accuracy is above that of one that always names one class by less than this
+share of what is left to 1."""
 
 RELIABLE = 0.7
 """Halves disagree where the reliability is below this."""
@@ -87,6 +97,7 @@ IDS = (
     "signed-activations",
     "cancelling-signs",
     "better-score-at-hand",
+    "first-order-fails",
     "saturated-target",
     "saturated-activation",
     "constant-neurons",
@@ -167,6 +178,7 @@ def _samples(results: Results) -> Iterator[Finding]:
     table, first = results.clusters, results.importances[0]
     halves = first.count if first.faithfulness is None else first.faithfulness.samples
     few = halves.min(0) < MIN_HALF
+    capped = first.faithfulness is not None and first.count.min() >= MIN_HALF
     if few.any():
         yield Finding(
             "few-samples",
@@ -174,30 +186,36 @@ def _samples(results: Results) -> Iterator[Finding]:
             "",
             _names(results, few),
             f"{int(few.sum())} of {len(few)} clusters have fewer than {MIN_HALF} samples in a half (the smallest "
-            f"{int(halves.min())}), of {int(halves.sum())} in all: a ranking of so few is chance.",
-            "more samples (max_samples here and in AblationFaithfulness, more than one batch), stratify=True, or fewer "
-            "clusters",
+            f"{int(halves.min())}), of {int(halves.sum())} {'removed ' if capped else ''}samples in all: there is no "
+            "verdict on them one by one.",
+            f"AblationFaithfulness(max_samples={len(results.sample_index)})"
+            if capped
+            else "a larger max_samples, more than one batch, or fewer clusters",
             {"clusters": int(few.sum()), "smallest_half": int(halves.min()), "samples": int(halves.sum())},
             weight=0.2 + _share(results, few),
         )
-    counts = table.class_counts.sum(0)
-    total, largest = int(counts.sum()), int(counts.max())
-    right = round(float((table.accuracy * table.size).sum()))
-    chance = largest / total
-    # the class that the model names is right by definition
-    if first.removal.target_class == "label" and statistics.binomial_p_value(right, total, chance) > LEVEL:
-        yield Finding(
-            "near-chance",
-            "",
-            "",
-            (),
-            f"the model is right for {right / total:.0%} of the samples, and the commonest class has {chance:.0%} of "
-            "them: there is next to nothing that removal could take away.",
-            "train on, or look at a later epoch",
-            {"accuracy": right / total, "commonest_class": chance},
-            weight=1.5,
-        )
-    if table.source != "labels":
+    classes, number = np.unique(results.sample_target, return_inverse=True)
+    right = float(results.sample_correct.mean()) if len(number) else 0.0
+    # the class that the model names is right by definition; few samples say nothing
+    if first.removal.target_class == "label" and len(classes) > 1 and len(number) >= 2 * MIN_HALF:
+        counts = np.bincount(number)
+        balanced = float((np.bincount(number, results.sample_correct) / counts).mean())
+        one_name = 1 / len(classes)
+        if (balanced - one_name) / (1 - one_name) < ABOVE_CHANCE:
+            yield Finding(
+                "near-chance",
+                "",
+                "",
+                (),
+                f"the model is right for {right:.0%} of the samples, for {balanced:.0%} of a class on average; to name "
+                f"one class always would give {one_name:.0%}. What scores and verdicts say holds for what the network "
+                "computes, not for anything that it has learnt.",
+                "train on, or look at a later epoch",
+                {"accuracy": right, "balanced_accuracy": balanced, "chance": one_name},
+                weight=1.5,
+            )
+    # groups of labels that the user made are meant to be mixed
+    if table.source != "labels" and not table.source.startswith("groups of"):
         purity = table.class_counts.max(1) / np.maximum(table.class_counts.sum(1), 1)
         mixed = purity < PURE
         if _share(results, mixed) > 0.5:
@@ -219,8 +237,9 @@ def captured_effect(one: Importance, scores: Float[np.ndarray, "half cluster neu
     """Share of the effects that a ranking's top neurons carry, of those that the best ones carry.
 
     Effects to first order, (activation - baseline) x derivative, ranked on one half of each cluster and summed on the
-    other, both ways, over the top neurons at each fraction; mean over clusters by size. 1: the ranking is as good as
-    one by those effects; NaN where they are not known. It takes no removal, and holds as far as first order does.
+    other, both ways, over the top neurons at each fraction and all clusters' samples. 1: the ranking is as good as one
+    by those effects, or better; 0: to remove its top neurons helps rather than hurts; NaN where the effects are not
+    known. It takes no removal, and holds as far as first order does.
 
     Args:
         one: the importances.
@@ -232,14 +251,14 @@ def captured_effect(one: Importance, scores: Float[np.ndarray, "half cluster neu
     judged = one.faithfulness
     removed = statistics.points(FRACTIONS, one.removal.n_neurons) if judged is None else judged.removed
 
-    def carried(ranking: Float[np.ndarray, "half cluster neuron"]) -> Float[np.ndarray, " cluster"]:
+    def carried(ranking: Float[np.ndarray, "half cluster neuron"]) -> float:
         order = np.argsort(-ranking, axis=-1, kind="stable")
-        sums = np.take_along_axis(effects[::-1], order, -1).cumsum(-1)[..., removed - 1]
-        return sums.sum((0, 2))
+        sums = np.take_along_axis(effects[::-1], order, -1).cumsum(-1)[..., removed - 1].sum(2)
+        known = np.isfinite(sums).all(0)
+        return float(sums.sum(0)[known] @ one.count.sum(0)[known])
 
     best = carried(effects)
-    share = np.divide(carried(scores), best, out=np.full(len(best), np.nan), where=best > 0)
-    return float(statistics.weighted_mean(share, one.count.sum(0)))
+    return float(np.clip(carried(scores) / best, 0.0, 1.0)) if best > 0 else float("nan")
 
 
 def _top(one: Importance) -> int:
@@ -252,34 +271,41 @@ def _ranking(results: Results, one: Importance, activity: SiteActivity | None) -
     if one.attribution == "random":
         return  # a control: it is meant to be weak
     reliability = float(statistics.weighted_mean(one.reliability.split_half, size))
+    carried = float(statistics.weighted_mean(one.effective_samples / np.maximum(one.count.sum(0), 1), size))
+    flat = removal.target in ("probability", "log_probability") and carried < CARRIED
     if reliability < RELIABLE:
         needed = one.reliability.samples_needed[np.isfinite(one.reliability.samples_needed)]
         most = f" (.9 takes about {int(np.ceil(np.median(needed)))} in a cluster)" if len(needed) else ""
+        fewer = "" if results.clusters.source == "labels" else ", fewer or purer clusters"
+        margin = "target='margin', which does not hang on a few samples; " if flat else ""
         yield _of(
             one,
             "halves-disagree",
             f"the two halves of a cluster rank its neurons differently (reliability {reliability:.2f}): another sample "
             "would give another ranking.",
-            f"more samples{most}, fewer or purer clusters",
+            f"{margin}more samples{most}{fewer}",
             {"reliability": reliability},
             weight=1 - reliability,
         )
-    carried = float(statistics.weighted_mean(one.effective_samples / np.maximum(one.count.sum(0), 1), size))
     gain, captured = _gains(one), captured_effect(one)
     poor = _is_poor(captured, gain["activation x derivative"][0])
-    if removal.target in ("probability", "log_probability") and carried < CARRIED and poor:
+    poor = poor or _beaten(results, one, ("gradient_x_activation",)) is not None
+    product = one.attribution == "gradient_x_activation"
+    if flat and poor:
         yield _of(
             one,
             "saturated-target",
             f"target={removal.target!r} is flat where the model is sure: the scores are carried by {carried:.0%} of "
-            f"the samples, and the top neurons carry {captured:.0%} of the effect that the best ones carry"
+            f"the samples, and the top neurons carry {_carry(captured)}"
             f"{_lds(one, gain, 'activation x derivative of the margin')}.",
-            "target='margin'",
+            "target='margin'" + ("" if product else ", and attribution='gradient_x_activation'"),
             {"carried_by": carried, "captured": captured, **_lds_figures(one, gain)},
             weight=1 - captured,
         )
-        return  # the other findings on this ranking would say the same of its consequences
-    yield from _kind_of_score(one, activity, gain, captured, poor)
+        if product:
+            return  # the other findings on this ranking would say the same of its consequences
+    yield from _kind_of_score(results, one, activity, gain, captured, poor)
+    yield from _first_order_fails(results, one, reliability)
     if (
         activity is not None
         and one.attribution in _FIRST_ORDER
@@ -289,8 +315,8 @@ def _ranking(results: Results, one: Importance, activity: SiteActivity | None) -
         yield _of(
             one,
             "saturated-activation",
-            f"{activity.nonlinearity} takes these values next and is saturated: the derivative misses "
-            f"{activity.derivative_error:.0%} of what removal changes in its outcome.",
+            f"{activity.nonlinearity} takes these values next and is saturated: the derivative does not "
+            f"see {activity.derivative_error:.0%} of what removal changes in its outcome.",
             f"the layer of the {activity.nonlinearity} itself, or attribution='leave_one_out'",
             {"missed": activity.derivative_error},
             weight=0.8 * min(activity.derivative_error, 1.0),
@@ -335,19 +361,16 @@ def _lds_figures(one: Importance, gain: Gains, name: str = "activation x derivat
 
 
 def _kind_of_score(
-    one: Importance, activity: SiteActivity | None, gain: Gains, captured: float, poor: bool
+    results: Results, one: Importance, activity: SiteActivity | None, gain: Gains, captured: float, poor: bool
 ) -> Iterator[Finding]:
     """A derivative without a distance, a distance without a derivative, absolute values, signs that cancel."""
     figures = {"captured": captured, **_lds_figures(one, gain)}
-    what = (
-        f": the top neurons carry {captured:.0%} of the effect that the best ones carry"
-        f"{_lds(one, gain, 'activation x derivative of the same pass')}."
-    )
+    what = f": the top neurons carry {_carry(captured)}{_lds(one, gain, 'activation x derivative of the same pass')}."
     lost = 1 - captured
     weighted = np.abs(one.mean).sum(1) @ one.count.sum(0)
     total = one.abs_mean.sum(1) @ one.count.sum(0)
     surviving = float(weighted / total) if total > 0 else float("nan")
-    unsigned = bool(one.removal.n_neurons > 1 and (one.half_mean >= 0).all() and surviving > 1 - 1e-6)
+    unsigned = bool(one.removal.n_neurons > 1 and not (one.half_mean < 0).any() and surviving > 1 - 1e-6)
     first_order = one.first_order
     if poor:
         if one.attribution == "gradient":
@@ -379,7 +402,7 @@ def _kind_of_score(
                 {"negative": negative, **figures},
                 weight=lost,
             )
-        else:
+        elif one.attribution != "gradient_x_activation":
             yield _of(
                 one,
                 "better-score-at-hand",
@@ -398,21 +421,75 @@ def _kind_of_score(
                     "activation nor that of a derivative says whether removing them hurts; only the product does.",
                     "attribution='gradient_x_activation'",
                     {"both_signs": both},
-                    weight=0.9 * lost,
+                    weight=0.3 * lost,
                 )
     if one.faithfulness is None:
         return
     absolute, lds = gain["absolute values"]
+    cancels = f" ({1 - surviving:.0%} of the scores' size cancels inside the clusters)" if surviving < 0.9 else ""
     if absolute > GAIN:
         yield _of(
             one,
             "cancelling-signs",
-            f"the sign of the mean misleads: {1 - surviving:.0%} of the scores' size cancels inside the clusters, and "
-            f"their absolute values predict removal better (LDS {lds:.2f} against {one.faithfulness.overall.lds:.2f}).",
-            "purer clusters, and attribution='gradient_x_activation', whose sign means something",
+            f"the sign of the mean misleads{cancels}: the absolute values of single samples predict removal better "
+            f"(LDS {lds:.2f} against {one.faithfulness.overall.lds:.2f}).",
+            "attribution='gradient_x_activation', whose sign means something"
+            + ("" if results.clusters.source == "labels" else "; purer clusters"),
             {"surviving": surviving, **_lds_figures(one, gain, "absolute values")},
             weight=0.5 * absolute,
         )
+
+
+def _carry(captured: float) -> str:
+    if captured <= 0:
+        return "no effect: to remove them helps rather than hurts"
+    return f"{captured:.0%} of the effect that the best ones carry"
+
+
+def _beaten(results: Results, one: Importance, by: tuple[str, ...]) -> str | None:
+    """Which other score has a gap that is larger for certain, and by much, where both were measured."""
+    for other in by:
+        rival = next((each for each in results.importances if (each.site, each.attribution) == (one.site, other)), None)
+        if rival is None or rival is one or rival.faithfulness is None or one.faithfulness is None:
+            continue
+        better = next(
+            each.better
+            for each in results.comparisons
+            if each.site == one.site and {each.first, each.second} == {one.attribution, other}
+        )
+        if better == other and one.faithfulness.overall.gap < MUCH * rival.faithfulness.overall.gap:
+            return other
+    return None
+
+
+def _first_order_fails(results: Results, one: Importance, reliability: float) -> Iterator[Finding]:
+    """The default itself: where the target bends so much that a straight line says little of removal."""
+    judged = one.faithfulness
+    if one.attribution != "gradient_x_activation" or judged is None or one.removal.target != "margin":
+        return
+    better = _beaten(results, one, ("masked_gradient", "leave_one_out", "integrated_gradients"))
+    high = float(judged.overall.lds_interval[1])
+    if better is None and not (high < STRAIGHT and reliability > RELIABLE):
+        return
+    text = (
+        f"effects to first order predict removal poorly here (LDS {judged.overall.lds:.2f}, reliability "
+        f"{reliability:.2f})"
+    )
+    if better is not None:
+        gap = next(each for each in results.importances if (each.site, each.attribution) == (one.site, better))
+        assert gap.faithfulness is not None
+        text = (
+            f"effects to first order are not enough here: {better} has a gap of {gap.faithfulness.overall.gap:+.3f}, "
+            f"this score {judged.overall.gap:+.3f} (LDS {gap.faithfulness.overall.lds:.2f} and {judged.overall.lds:.2f})"
+        )
+    yield _of(
+        one,
+        "first-order-fails",
+        f"{text}: what the network does bends between the activations and the baseline.",
+        f"attribution={better!r}" if better else "attribution='masked_gradient' or 'leave_one_out'; compare their gaps",
+        {"lds": judged.overall.lds, "lds_high": high, "reliability": reliability},
+        weight=1 - judged.overall.lds if np.isfinite(judged.overall.lds) else 0.5,
+    )
 
 
 def _negative(first_order: Float[np.ndarray, "cluster neuron"]) -> float:
@@ -437,16 +514,23 @@ def _not_borne_out(results: Results, one: Importance, faithfulness: Faithfulness
         return
     counts = results.clusters.class_counts[poor]
     purity = float(np.mean(counts.max(1) / np.maximum(counts.sum(1), 1)))
+    mixed = purity < 1 - MIXED
+    # random orders that were ahead by chance are one or two
+    chance = (faithfulness.p_value[poor] <= 3 / (faithfulness.n_draws + 1)).any()
+    if chance:
+        remedy = f"n_random={max(99, 5 * faithfulness.n_draws)}: with {faithfulness.n_draws} one or two orders decide"
+    elif mixed:
+        remedy = "more or other clusters, so that each holds less that is different"
+    else:
+        remedy = "do not read these clusters' neurons; more samples may tell"
     yield Finding(
         "clusters-not-borne-out",
         one.site,
         one.attribution,
         _names(results, poor),
-        f"removal bears out the ranking of the layer, but not that of {int(poor.sum())} of {len(poor)} clusters (the "
-        f"commonest class has {purity:.0%} of them).",
-        "more or other clusters, so that each holds less that is different"
-        if purity < 1 - MIXED
-        else "do not read these clusters' neurons; more samples may tell",
+        f"removal bears out the ranking of the layer, but not that of {int(poor.sum())} of {len(poor)} clusters"
+        + (f" (the commonest class has {purity:.0%} of them)." if mixed else "."),
+        remedy,
         {"clusters": int(poor.sum()), "commonest_class": purity},
         weight=0.1 + 0.5 * _share(results, poor),
     )
@@ -514,8 +598,8 @@ def _site(results: Results, ones: list[Importance], activity: SiteActivity | Non
         yield _of(
             first,
             "methods-agree",
-            f"all {len(checked)} scores do equally well here (gaps {min(gaps):+.3f} to {max(gaps):+.3f}), as in a "
-            "layer that the output hardly bends: there is nothing to learn from comparing them.",
+            f"all {len(checked)} scores do equally well here (gaps {min(gaps):+.3f} to {max(gaps):+.3f}): to compare "
+            "them at this layer tells nothing.",
             "take the cheapest one, or compare at an earlier layer",
             {"smallest_gap": min(gaps), "largest_gap": max(gaps)},
             weight=0.05,
@@ -542,7 +626,8 @@ def _baseline(one: Importance, activity: SiteActivity) -> Iterator[Finding]:
 def _dead(ones: list[Importance], activity: SiteActivity) -> Iterator[Finding]:
     group = ones[0].removal.where.group
     constant = (activity.minimum == activity.maximum).reshape(-1, group).all(1)
-    if not constant.any():
+    # of few samples any neuron may be constant
+    if not constant.any() or ones[0].count.sum() < 2 * MIN_HALF:
         return
     share, k = float(constant.mean()), _top(ones[0])
     for one in ones:
@@ -575,25 +660,25 @@ def _dead(ones: list[Importance], activity: SiteActivity) -> Iterator[Finding]:
         )
 
 
-def joint_effects(results: Results, one: Importance) -> tuple[float, float, float]:
+def joint_effects(results: Results, one: Importance) -> tuple[float, float, float, float]:
     """How the effect of a removed neuron grows with the number of those that are removed with it.
 
     Returns:
         Mean fall of the margin for each of the most neurons removed at random, over that for each of at most a tenth;
-        the lower end of its 95% interval over the random orders; and the latter over what the effects to first order
-        (else the scores) say. NaN where they are not known.
+        the lower end of its 95% interval over the random orders; the latter over what the effects to first order (else
+        the scores) say; and the upper end of its interval. NaN where they are not known.
     """
     judged = one.faithfulness
     nan = float("nan")
     if judged is None or not judged.samples.any():
-        return nan, nan, nan
+        return nan, nan, nan, nan
     size = judged.samples.sum(0)
     falls = statistics.weighted_mean((judged.intact_margin[:, None] - judged.random_margin).swapaxes(1, 2), size)
     each = falls / judged.removed  # (draw, point)
     n_neurons = one.removal.n_neurons
     few = judged.removed <= max(1.0, 0.1 * n_neurons + 1)
     if few.all() or not few.any():
-        return nan, nan, nan
+        return nan, nan, nan, nan
     generator = np.random.default_rng([results.seed, len(each)])
     draws = np.concatenate([np.arange(len(each))[None], generator.integers(len(each), size=(999, len(each)))])
     single, joint = each[:, few].mean(1)[draws].mean(1), each[:, -1][draws].mean(1)
@@ -603,20 +688,21 @@ def joint_effects(results: Results, one: Importance) -> tuple[float, float, floa
     lower = float(known[int(0.025 * len(known))]) if len(known) > len(ratio) / 2 else nan
     scores = one.mean if one.first_order is None else one.first_order
     expected = float(statistics.weighted_mean(scores.mean(1), size))
-    return float(ratio[0]), lower, float(single[0] / expected) if expected > 0 else nan
+    kept = single / expected if expected > 0 else np.full(len(single), nan)
+    return float(ratio[0]), lower, float(kept[0]), float(np.quantile(kept[1:], 0.975))
 
 
 def _redundancy(results: Results, one: Importance) -> Iterator[Finding]:
     if one.faithfulness is None or one.removal.target_class != "label":
         return
-    ratio, lower, kept = joint_effects(results, one)
+    ratio, lower, kept, upper = joint_effects(results, one)
     in_margins = one.removal.target in ("margin", "probability", "log_probability") and one.first_order is not None
-    inert = in_margins and kept < INERT
+    inert = in_margins and upper < INERT
     if lower > REDUNDANT or inert:
         largest = int(one.faithfulness.removed[-1])
         text = (
-            f"neurons stand in for one another: removed together with {largest - 1} others, a neuron costs {ratio:.1f} "
-            "times what it does with few."
+            f"neurons stand in for one another: removed together with {largest - 1} others, a neuron costs "
+            f"{f'{ratio:.1f} times what it does' if np.isfinite(ratio) else 'something, nothing'} with few."
             if lower > REDUNDANT
             else f"neurons stand in for one another: a tenth costs {max(kept, 0.0):.0%} of what their scores say."
         )
@@ -625,7 +711,8 @@ def _redundancy(results: Results, one: Importance) -> Iterator[Finding]:
             "redundancy",
             text + " What one of them does alone says little of what several do.",
             "attribution='masked_gradient', which averages over removals of others, or Site(name, group=...)",
-            {"joint_over_single": ratio, "lower": lower, "single_over_scores": kept},
+            # JSON has no infinity
+            {"joint_over_single": min(ratio, 1e9), "lower": min(lower, 1e9), "single_over_scores": kept},
             weight=0.4,
             layer=True,
         )
@@ -634,6 +721,8 @@ def _redundancy(results: Results, one: Importance) -> Iterator[Finding]:
 def _insensitive(results: Results) -> Iterator[Finding]:
     """Only where randomised weights were asked for."""
     for one in results.randomisations:
+        if one.attribution == "random":
+            continue
         after = float(statistics.weighted_mean(one.rank_correlation[-1], results.clusters.size))
         if after > SANE:
             yield Finding(

@@ -82,12 +82,16 @@ class ClusterMoments:
         parts = [values, deviation, *([] if first_order is None or self._same else [first_order])]
         sums, sizes = self._batch_sums(parts, rows)
         if not np.isfinite(sums).all():
-            finite = torch.stack([part.isfinite().all(1) for part in parts]).all(0).cpu()
+            # what the effects are has no say in which samples count
+            finite = (values.isfinite().all(1) & deviation.isfinite().all(1)).cpu()
+            unknown = rows[:0] if len(parts) < 3 else rows[(finite & ~parts[2].isfinite().all(1).cpu()) & (rows >= 0)]
             self.non_finite += int(((rows >= 0) & ~finite).sum())
             rows = rows.where(finite, -1)
             keep = finite.to(values.device)[:, None]
             # zeroed as well as left out: zero times NaN is NaN in the product
-            sums, sizes = self._batch_sums([part.where(keep, 0) for part in parts], rows)
+            parts = [part.where(keep & part.isfinite().all(1)[:, None], 0) for part in parts]
+            sums, sizes = self._batch_sums(parts, rows)
+            sums[unknown.unique().numpy(), 4:] = np.nan
         if len(self._count) < len(sums):
             new = len(sums) - len(self._count)
             self._sums = np.concatenate([self._sums.reshape(-1, *sums.shape[1:]), np.zeros((new, *sums.shape[1:]))])

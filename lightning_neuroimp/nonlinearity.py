@@ -1,7 +1,9 @@
 """Nonlinearity: the elementwise function that takes a site's activations next, and what the derivative misses of it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +14,15 @@ from torch.nn import functional as F
 _PASSING = {"Alias", "Clone", "Permute", "Squeeze", "T", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View"}
 """Operations that hand values on as they are."""
 
+# what a node knows is read at once: to hold on to it would keep all that it has saved for a backward pass
 _FUNCTIONS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
-    "Gelu": lambda node: lambda x: F.gelu(x, approximate=node._saved_approximate),
+    "Gelu": lambda node: partial(F.gelu, approximate=node._saved_approximate),
     "Hardsigmoid": lambda node: F.hardsigmoid,
     "Hardswish": lambda node: F.hardswish,
-    "Hardtanh": lambda node: lambda x: F.hardtanh(x, float(node._saved_min_val), float(node._saved_max_val)),
-    "LeakyRelu": lambda node: lambda x: F.leaky_relu(x, float(node._saved_negative_slope)),
+    "Hardtanh": lambda node: partial(
+        F.hardtanh, min_val=float(node._saved_min_val), max_val=float(node._saved_max_val)
+    ),
+    "LeakyRelu": lambda node: partial(F.leaky_relu, negative_slope=float(node._saved_negative_slope)),
     "LogSigmoid": lambda node: F.logsigmoid,
     "Mish": lambda node: F.mish,
     "Relu": lambda node: torch.relu,
@@ -42,9 +47,9 @@ class Nonlinearity:
     def derivative_error(
         self, activation: Float[Tensor, "sample *rest"], deviation: Float[Tensor, "sample *rest"]
     ) -> tuple[float, float]:
-        """Sums over samples and neurons: what the derivative misses of the function's change, and the change itself.
+        """Sums over samples and neurons: what the derivative does not see of the function's change, and that change.
 
-        The change is |f(h) - f(b)|; what is missed |f(h) - f(b) - (h - b) f'(h)|.
+        The change is |f(h) - f(b)|; what is not seen is that minus |(h - b) f'(h)|, where that is less.
 
         Args:
             activation: what it is given, h.
@@ -55,9 +60,10 @@ class Nonlinearity:
             outcome = self.function(here)
             (slope,) = torch.autograd.grad(outcome.sum(), here)
         change = outcome.detach() - self.function(activation.detach() - deviation)
-        missed = change - deviation * slope
+        # all of these functions but some near zero rise, so that both have one sign
+        missed = (change.abs() - (deviation * slope).abs()).clamp_min(0)
         finite = change.isfinite() & missed.isfinite()
-        return float(missed.where(finite, 0).abs().sum()), float(change.where(finite, 0).abs().sum())
+        return float(missed.where(finite, 0).sum()), float(change.where(finite, 0).abs().sum())
 
 
 def followed_by(outcome: Tensor, activations: dict[str, Tensor]) -> dict[str, Nonlinearity | None]:
@@ -87,7 +93,9 @@ def _only_reader(node: Any, readers: dict[Any, list[Any]]) -> Nonlinearity | Non
     waiting = list(readers.get(node, ()))
     while waiting:
         reader = waiting.pop()
-        name = reader.name().partition("Backward")[0]
+        # torch's own nodes are numbered; an autograd function of the user's may have any name
+        own = re.fullmatch(r"(\w+)Backward\d+", reader.name())
+        name = own[1] if own else ""
         if name in _PASSING:
             waiting += readers.get(reader, ())
         else:

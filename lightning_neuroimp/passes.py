@@ -266,7 +266,7 @@ class Passes:
                     if factor is not None:
                         along = along_axis(factor, 0, output.ndim)
                         assert batch.gradient is not None
-                        batch = replace(batch, gradient=batch.gradient * along)
+                        batch = replace(batch, gradient=batch.gradient * along.to(batch.gradient.dtype))
                     for attribution in attributions:
                         same = factor is None and attribution.score is gradient_x_activation
                         scores = attribution(batch).detach() if first_order is None or not same else first_order

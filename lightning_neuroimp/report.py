@@ -220,8 +220,8 @@ def _findings(results: Results, everything: bool) -> tuple[str, list[str], str]:
     for finding in results.findings:
         kinds.setdefault(finding.id, []).append(finding)
     if not kinds:
-        few = "" if results.has_faithfulness else " (most of them need ablation)"
-        return f"Findings: none; nothing speaks against these scores{few}.", [], ""
+        few = "" if results.has_faithfulness else "; most of them need ablation"
+        return f"Findings: none of those that are looked for (examples/findings.md{few}).", [], ""
     shown = list(kinds.values())[: None if everything else MOST_FINDINGS]
     lines = []
     for number, same in enumerate(shown, 1):

@@ -493,8 +493,9 @@ class SiteActivity:
         top_values: those activations.
         nonlinearity: the function that follows elementwise, such as "tanh", where the site is what it is given; "" for
             none, or where no gradients were computed.
-        derivative_error: what the derivative misses of removal's effect on the outcome of that function: the sum over
-            samples and neurons of |f(h) - f(b) - (h - b) f'(h)|, over that of |f(h) - f(b)|; NaN where none follows.
+        derivative_error: what the derivative does not see of removal's effect on the outcome of that function: the sum
+            of |f(h) - f(b)| - |(h - b) f'(h)|, where that is positive, over that of |f(h) - f(b)|, for all neurons of
+            the first 256 samples of each process; NaN where none follows.
     """
 
     site: str

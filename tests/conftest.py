@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-torch.set_num_threads(2)
+torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(autouse=True)

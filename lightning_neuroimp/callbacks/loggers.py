@@ -1,5 +1,6 @@
 """Measurements to loggers, metrics and files."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,5 +119,8 @@ def log_folder(logger: Any) -> str | None:
 
 
 def results_file(folder: Path, results: Results) -> Path:
-    """Where a measurement is kept."""
-    return folder / f"epoch={results.epoch:04d}-step={results.step:07d}.npz"
+    """Where a measurement is kept: a name of its own, also where another run has used the folder."""
+    name = f"epoch={results.epoch:04d}-step={results.step:07d}"
+    versions = itertools.chain([""], (f"-v{number}" for number in itertools.count(1)))
+    paths = (folder / f"{name}{version}.npz" for version in versions)
+    return next(path for path in paths if not path.exists())

@@ -204,6 +204,7 @@ class NeuronImportance(Callback):
     def _reset(self) -> None:
         """Forget the run, not its results."""
         self._sampler: ProbeSampler | None = None
+        self._lost: Exception | None = None  # why there is no probe set
         self._probe: ProbeSet | None = None
         self._seen: dict[int, int] = {}
         # clusters go on in another run, as far as it is on the same samples
@@ -285,7 +286,7 @@ class NeuronImportance(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave behind the probe set, and the model that Lightning binds to `log`."""
         kept = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return kept | {"_sampler": None, "_probe": None}
+        return kept | {"_sampler": None, "_probe": None, "_lost": None}
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -324,7 +325,7 @@ class NeuronImportance(Callback):
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._open(trainer, pl_module)
         if self._enabled and self._probe is None and not trainer.sanity_checking:
-            self._sampler = self._new_sampler()
+            self._sampler, self._lost = self._new_sampler(), None
             self._seen = {}
 
     def _open(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -370,6 +371,10 @@ class NeuronImportance(Callback):
                     self._sampler.add(batch, sample_numbers(trainer, dataloader_idx, start, size))
             except ValueError as error:
                 raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
+            except Exception as error:
+                # kept for the end of the epoch, where all processes hear of it
+                self._sampler, self._lost = None, error
+                return
             self._seen[dataloader_idx] = start + size
 
     @override
@@ -404,7 +409,6 @@ class NeuronImportance(Callback):
         due = trainer.state.fn == "validate" or self._run.runs % self.every_n_epochs == 0
         self._run.runs += 1
         if due:
-            folder = self._folder(trainer)
             try:
                 results = self._measure(trainer, pl_module)
             except Exception as error:
@@ -416,7 +420,7 @@ class NeuronImportance(Callback):
                 self._keep(trainer, results)
                 try:
                     with failing_together():
-                        self._write(trainer, results, folder)
+                        self._write(trainer, results)
                 except Exception as error:
                     self._fail(f"could not write its measurement of epoch {trainer.current_epoch}", error)
         values = self._run.metrics | self._run.check_metrics
@@ -457,6 +461,8 @@ class NeuronImportance(Callback):
     def _measure_once(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Results:
         assert self._cost is not None
         if self._probe is None:
+            if self._lost is not None:
+                raise self._lost
             assert self._sampler is not None
             probe = self._sampler.close(gather_objects)
             gather_objects(None)  # all have one, or none
@@ -526,7 +532,8 @@ class NeuronImportance(Callback):
             say(trainer, f"NeuronImportance {self.name!r}, first measurement took: {took}")
         self._proved = True
 
-    def _write(self, trainer: "pl.Trainer", results: Results, folder: Path | None) -> None:
+    def _write(self, trainer: "pl.Trainer", results: Results) -> None:
+        folder = self._folder(trainer)
         if trainer.is_global_zero and folder is not None:
             results.save(results_file(folder, results))
         described, problem = self._described(trainer, results)
@@ -569,8 +576,7 @@ class NeuronImportance(Callback):
             return Path(self.results_dir) / self.name
         if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
-        # a collective: every process asks
-        folder = trainer.strategy.broadcast(log_folder(trainer.loggers[0]))
+        folder = gather_objects(log_folder(trainer.loggers[0]))[0]
         return None if folder is None else Path(folder) / "neuroimp" / self.name
 
 
