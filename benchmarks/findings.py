@@ -1,10 +1,10 @@
 """Are findings raised where they are true, and only there?
 
 For each finding a truth that it does not see: what its remedy gains when it is tried on samples that it was not made
-from, what more samples say, or (as a mere check) how a network was built. Each row counts networks, layers, clusters and
-seeds where that is so, and where it is not, and how often the finding was raised in each. Thresholds were chosen on the
-networks of `tuning`; those of `held out` have other activations, convolutions, residual connections and norms, two of
-them other data, and were looked at after.
+from, what more samples say, or (as a mere check) how a network was built. Each row counts networks, layers, clusters
+and seeds where that is so, and where it is not, and how often the finding was raised in each. Thresholds were chosen on
+the networks of `tuning`; those of `held out` have other activations, convolutions, residual connections and norms, two
+of them other data, and were looked at after.
 
 `--sweep` shows what other thresholds would have done on the networks of `tuning`.
 """

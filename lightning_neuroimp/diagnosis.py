@@ -449,8 +449,8 @@ def _carry(captured: float) -> str:
 def _beaten(results: Results, one: Importance, by: tuple[str, ...]) -> str | None:
     """Which other score has a gap that is larger for certain, and by much, where both were measured."""
     for other in by:
-        rival = next((each for each in results.importances if (each.site, each.attribution) == (one.site, other)), None)
-        if rival is None or rival is one or rival.faithfulness is None or one.faithfulness is None:
+        rival = results.get((one.site, other), one)
+        if rival is one or rival.faithfulness is None or one.faithfulness is None:
             continue
         better = next(
             each.better
@@ -476,11 +476,11 @@ def _first_order_fails(results: Results, one: Importance, reliability: float) ->
         f"{reliability:.2f})"
     )
     if better is not None:
-        gap = next(each for each in results.importances if (each.site, each.attribution) == (one.site, better))
-        assert gap.faithfulness is not None
+        rival = results[one.site, better].faithfulness
+        assert rival is not None
         text = (
-            f"effects to first order are not enough here: {better} has a gap of {gap.faithfulness.overall.gap:+.3f}, "
-            f"this score {judged.overall.gap:+.3f} (LDS {gap.faithfulness.overall.lds:.2f} and {judged.overall.lds:.2f})"
+            f"effects to first order are not enough here: {better} has a gap of {rival.overall.gap:+.3f}, this score "
+            f"{judged.overall.gap:+.3f} (LDS {rival.overall.lds:.2f} and {judged.overall.lds:.2f})"
         )
     yield _of(
         one,
