@@ -1,5 +1,6 @@
 """Clusters: groups of related probe samples, by class, by KMeans on embeddings, or of the user's own."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler, normalize
 
@@ -141,9 +143,12 @@ class KMeansClusters:
 
 def _kmeans(points: np.ndarray, number: int, seed: int, start: np.ndarray | None = None) -> np.ndarray:
     kind = MiniBatchKMeans if len(points) > MINI_BATCH_FROM else KMeans
-    if start is None:
-        return kind(number, n_init=10, random_state=seed).fit_predict(points)
-    return kind(number, init=start, n_init=1, random_state=seed).fit_predict(points)
+    with warnings.catch_warnings():
+        # fewer clusters than were asked for, where samples repeat: the table shows how many there are
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if start is None:
+            return kind(number, n_init=10, random_state=seed).fit_predict(points)
+        return kind(number, init=start, n_init=1, random_state=seed).fit_predict(points)
 
 
 def _best_by_silhouette(points: np.ndarray, ends: tuple[int, int], seed: int) -> np.ndarray:
@@ -385,8 +390,11 @@ def describe(
 ) -> ClusterTable:
     """The table of clusters: sizes, classes, accuracy, and the samples nearest to the centre of each."""
     exemplars = np.full((len(ids), N_EXEMPLARS), -1, np.int64)
+    placed = np.isfinite(embeddings).all(1)
     for row, key in enumerate(ids):
-        member = np.flatnonzero(cluster == key)
+        member = np.flatnonzero((cluster == key) & placed)
+        if not len(member):
+            continue
         points = embeddings[member]
         distance = np.linalg.norm(points - points.mean(0), axis=1)
         nearest = index[member[np.lexsort((index[member], distance))[:N_EXEMPLARS]]]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ class EmbeddingTap:
 
     Args:
         model: whose linear layers are watched.
-        layer: whose output is the embedding; None: the input of the last linear layer called.
+        layer: whose output is the embedding; None: the input of the linear layer that the first pass called last.
 
     Raises:
         ValueError: if there is no such layer.
@@ -30,7 +31,10 @@ class EmbeddingTap:
             raise ValueError(f"the embedding must be one layer, got {', '.join(map(str, sites))}")
         self._site = sites[0] if sites else None
         self._embedding: Tensor | None = None
+        self._caller: nn.Module | None = None  # whose input it is
+        self._last: nn.Module | None = None  # the same for all passes once one has been read
         self._axis = -1
+        self._width: int | None = None
         self._tracker = AxisTracker()
 
     @contextmanager
@@ -53,7 +57,10 @@ class EmbeddingTap:
             self._embedding = None
 
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._last is not None and module is not self._last:
+            return
         if args and isinstance(args[0], Tensor) and args[0].ndim >= 2:
+            self._caller = module
             # a copy, as a layer behind may work in place
             self._embedding, self._axis = args[0].detach().clone(), args[0].ndim - 1
 
@@ -81,18 +88,24 @@ class EmbeddingTap:
         """
         found, self._embedding = self._embedding, None
         if found is not None and len(found) == len(logits):
+            self._last = self._caller
             site = Site("", position=None) if self._site is None else self._site
             positions = chosen_positions(site, found, self._axis, tokens)
             count = count_positions(found, self._axis, positions).clamp_min(1)
-            return (sum_positions(found, self._axis, positions) / count[:, None]).float()
-        if not required:
+            embedding = (sum_positions(found, self._axis, positions) / count[:, None]).float()
+            self._width = embedding.shape[1]
+            return embedding
+        if not required and self._width is None:
             return logits.detach().float()
+        if not required:
+            # a layer that this batch does not reach: these samples are near to nothing
+            return logits.new_full((len(logits), self._width or 1), torch.nan, dtype=torch.float32)
         raise ValueError(
             "KMeansClusters needs one embedding per sample, but "
             + (
                 f"layer {self._site.name!r} gave none"
                 if self._site is not None
-                else "the model calls no linear layer with one row per sample"
+                else "the model calls no linear layer with one row per sample in each batch"
             )
             + "; name a layer: KMeansClusters(n_clusters, embedding='...')"
         )
