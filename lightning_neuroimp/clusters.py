@@ -395,7 +395,7 @@ def describe(
         member = np.flatnonzero((cluster == key) & placed)
         if not len(member):
             continue
-        points = embeddings[member]
+        points = embeddings[member].astype(np.float64)
         distance = np.linalg.norm(points - points.mean(0), axis=1)
         nearest = index[member[np.lexsort((index[member], distance))[:N_EXEMPLARS]]]
         exemplars[row, : len(nearest)] = nearest

@@ -205,6 +205,12 @@ def _outcomes(
     waiting: list[tuple[Tensor, Tensor]] = []
 
     def count() -> None:
+        shapes = sorted({tuple(one.shape) for one, _ in waiting})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the model's logits had shapes {' and '.join(map(str, shapes))} for one batch: they must have the "
+                "same shape each time that it is called"
+            )
         logits = torch.cat([one for one, _ in waiting])
         classes = torch.cat([one for _, one in waiting])
         # argmax names the first NaN, which must not count as a prediction

@@ -39,6 +39,23 @@ _SECOND = (
 )
 
 
+def check_layers(layers: Any) -> list[Any]:
+    """What was asked for, one by one, before there is a model.
+
+    Raises:
+        ValueError: if it is neither a name, glob or site (or a module, of which the model will tell the name) nor
+            several of them.
+    """
+    single = isinstance(layers, str | Site | nn.Module) or not isinstance(layers, Iterable)
+    asked = [layers] if single else list(layers)
+    for layer in asked:
+        if not isinstance(layer, str | Site | nn.Module):
+            raise ValueError(f"layers must be names, globs or sites, got {layer!r}")
+    if not asked:
+        raise ValueError("layers is empty: name at least one layer, as in model.named_modules()")
+    return asked
+
+
 def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
     """Resolve names and globs.
 
@@ -56,7 +73,7 @@ def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
     >>> [site.name for site in find_sites(model, "*")]
     ['0', '1', '2']
     """
-    asked = [layers] if isinstance(layers, str | Site | nn.Module) or not isinstance(layers, Iterable) else list(layers)
+    asked = check_layers(layers)
     names = [name for name, _ in model.named_modules() if name]
     found: dict[str, Site] = {}
     for layer in asked:
@@ -64,8 +81,6 @@ def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
             known = [name for name, module in model.named_modules() if module is layer and name]
             remedy = f"pass its name, {known[0]!r}" if known else "pass the name of a layer in model.named_modules()"
             raise ValueError(f"layers must be names, globs or sites, got a module, {type(layer).__name__}: {remedy}")
-        if not isinstance(layer, str | Site):
-            raise ValueError(f"layers must be names, globs or sites, got {layer!r}")
         site = Site(layer) if isinstance(layer, str) else layer
         if "*" in site.name:
             matches = [name for name in names if _glob(site.name).fullmatch(name)]
@@ -83,8 +98,6 @@ def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
             found[str(site)] = _with_sample_axis(model, site)
         else:
             raise ValueError(f"there is no layer {site.name!r} in {type(model).__name__}: {_closest(site.name, names)}")
-    if not found:
-        raise ValueError("layers is empty: name at least one layer, as in model.named_modules()")
     return tuple(found.values())
 
 

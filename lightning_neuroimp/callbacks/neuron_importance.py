@@ -57,7 +57,7 @@ from lightning_neuroimp.removal import check_baseline, check_target, check_targe
 from lightning_neuroimp.results import Results, Site
 from lightning_neuroimp.rows import batch_size as samples_in
 from lightning_neuroimp.rows import unpacked
-from lightning_neuroimp.sites import find_sites
+from lightning_neuroimp.sites import check_layers, find_sites
 from lightning_neuroimp.study import neuron_importance
 
 
@@ -165,6 +165,7 @@ class NeuronImportance(Callback):
         self._reset()
 
     def _check_arguments(self) -> None:
+        check_layers(self.layers)
         check_clusters(self.clusters)
         attributions = resolve_attributions(self.attribution)
         check_target(self.target)
