@@ -71,8 +71,10 @@ def in_lockstep(world: int, process) -> None:
 
         return gather
 
+    fast_attention = torch.backends.mha.get_fastpath_enabled()  # processes have one each, threads one together
     threads = [threading.Thread(target=process, args=(rank, gather_as(rank))) for rank in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
+    torch.backends.mha.set_fastpath_enabled(fast_attention)

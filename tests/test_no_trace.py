@@ -173,8 +173,16 @@ def with_loggers(tmp_path_factory):
         return fitted("plain", [], folder, logger=logged(folder), max_epochs=2)[2]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("injected"), OSError(errno.ENOSPC, "No space left on device")])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        *((fault, RuntimeError("injected")) for fault in FAULTS),
+        *(
+            (fault, OSError(errno.ENOSPC, "No space left on device"))
+            for fault in ("the folder", "the file's name", "text")
+        ),
+    ],
+)
 def test_training_goes_on_whatever_fails(fault, error, monkeypatch, with_loggers, tmp_path):
     callback, fit = broken(fault, error, monkeypatch, tmp_path)
     with pytest.warns(UserWarning) as said:

@@ -40,7 +40,7 @@ def test_numbers_belong_to_their_samples():
 
 def test_the_sample_depends_on_the_stream_and_the_seed_only():
     first = numbers(ProbeSet.from_batches(stream(500), max_samples=40))
-    # Python's own generator: test_training_identical.py, as beartype draws from it under pytest
+    # Python's own generator: test_no_trace.py, as beartype draws from it under pytest
     states = np.random.get_state()[1].copy(), torch.get_rng_state()
     assert np.array_equal(first, numbers(ProbeSet.from_batches(iter(stream(500, size=7)), max_samples=40)))
     assert np.array_equal(np.random.get_state()[1], states[0])
