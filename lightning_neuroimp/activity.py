@@ -15,7 +15,7 @@ from lightning_neuroimp.rows import to_numpy
 from lightning_neuroimp.sites import along_positions
 
 N_TOP = 5
-_LOOKED_AT = 256
+_LOOKED_AT = 64
 """So many samples tell what the derivative misses: it is a share, for which these are enough."""
 _WAITING = 1024
 """So many samples wait before they are summed up: one sum over many is faster than many small ones."""

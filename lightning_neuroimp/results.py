@@ -495,7 +495,7 @@ class SiteActivity:
             none, or where no gradients were computed.
         derivative_error: what the derivative does not see of removal's effect on the outcome of that function: the sum
             of |f(h) - f(b)| - |(h - b) f'(h)|, where that is positive, over that of |f(h) - f(b)|, for all neurons of
-            the first 256 samples of each process; NaN where none follows.
+            the first 64 samples of each process; NaN where none follows.
     """
 
     site: str

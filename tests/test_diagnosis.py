@@ -529,7 +529,7 @@ class Behind(nn.Module):
 )
 def test_what_follows_a_layer(function, name):
     model = Behind(function).eval()
-    results = measured(model, layers="first", settings=None, baseline="mean", max_samples=256)
+    results = measured(model, layers="first", settings=None, baseline="mean", max_samples=64)
     activity = results.activity("first")
     assert activity.nonlinearity == name
     assert np.isnan(activity.derivative_error) == (name == "")
