@@ -50,6 +50,11 @@ def rows():
         "the weights that were validated are explained",
         f"{AROUND}::test_weight_averaging_is_explained_as_it_was_validated",
     )
+    yield (
+        "EarlyStopping and ModelCheckpoint where the first measurement failed",
+        "the keys are there, with epoch -1 and values that say nothing",
+        f"{TRACE}::test_monitors_of_our_keys_survive_a_failure",
+    )
     yield "sanity check", "nothing is measured", f"{CALLBACK}::test_the_sanity_check_leaves_nothing"
     yield "fast_dev_run", "one measurement, no files", f"{AROUND}::test_fast_dev_run_measures_once_and_writes_nothing"
     yield "barebones", "results without loggers", f"{AROUND}::test_barebones"

@@ -197,7 +197,9 @@ def test_training_goes_on_whatever_fails(fault, error, monkeypatch, with_loggers
         assert float(run.callback_metrics["ours/measured_epoch"]) == 1
     else:
         assert callback.summary() == "ours: nothing measured yet"
-        assert "ours/measured_epoch" not in run.callback_metrics
+        ours = {key: float(value) for key, value in run.callback_metrics.items() if key.startswith("ours/")}
+        assert ours["ours/measured_epoch"] == ours["ours/checked_epoch"] == -1
+        assert ours["ours/encoder.2/gap"] == 0
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -289,6 +291,19 @@ def test_monitors_of_our_keys_go_on_between_measurements(every, tmp_path):
     )
     assert run.current_epoch == 4
     assert float(run.callback_metrics["ours/measured_epoch"]) == {1: 3, 2: 2, 3: 3}[every]
+
+
+def test_monitors_of_our_keys_survive_a_failure(monkeypatch, tmp_path):
+    """The keys of a first measurement that failed are those of one that did not."""
+    failing = Calls(1, RuntimeError("injected"))
+    with pytest.warns(UserWarning, match="training goes on. RuntimeError: injected"):
+        run, _, _ = fitted(
+            "plain", [ours(forward_fn=failing), *monitors()], tmp_path, max_epochs=3, enable_checkpointing=True
+        )
+    assert run.current_epoch == 3
+    good, _, _ = fitted("plain", [ours()], tmp_path)
+    names = [sorted(key for key in one.callback_metrics if key.startswith("ours")) for one in (run, good)]
+    assert names[0] == names[1]
 
 
 def test_two_runs_in_one_folder_keep_both(tmp_path):

@@ -51,6 +51,37 @@ def check_metrics(results: Results, name: str) -> dict[str, float]:
     return values
 
 
+_NOTHING = {"gap": 0.0, "lds": 0.0, "p_value": 1.0, "relative_gap": 0.0}
+
+
+def missing_metrics(
+    name: str, sites: Sequence[str], attributions: Sequence[str], *, changing: bool, checked: bool
+) -> dict[str, float]:
+    """What stands for a measurement that failed, where there was none before: epoch -1, and values that say nothing.
+
+    A monitor of these keys would end the training if they were missing, or not finite.
+
+    Args:
+        name: first part of each key.
+        sites: names of what was to be measured.
+        attributions: names of the scores.
+        changing: whether clusters can change.
+        checked: whether ablation was asked for.
+    """
+    values = {tag(name, "measured_epoch"): -1.0}
+    if changing:
+        values[tag(name, "adjusted_rand_index")] = 0.0
+    if checked:
+        values[tag(name, "checked_epoch")] = -1.0
+    for site in sites:
+        for attribution in attributions:
+            key = tag(name, site, *([attribution] if len(attributions) > 1 else []))
+            values |= {f"{key}/reliability": 0.0, f"{key}/stability": 0.0}
+            if checked:
+                values |= {f"{key}/{kind}": value for kind, value in _NOTHING.items()}
+    return values
+
+
 def cluster_scalars(results: Results, name: str) -> dict[str, float]:
     """Values per cluster, for loggers only, in a group of their own beside the headlines."""
     table, group = results.clusters, f"{name}_clusters"

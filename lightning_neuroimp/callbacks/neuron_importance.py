@@ -28,6 +28,7 @@ from lightning_neuroimp.callbacks.loggers import (
     log_everywhere,
     log_folder,
     metrics,
+    missing_metrics,
     results_file,
     step_of,
     takes_pictures,
@@ -68,7 +69,8 @@ class NeuronImportance(Callback):
     run (that is, `validation epoch`) the importance of the layers' neurons is computed on it and checked by ablation;
     the model and the training are left bit for bit as they were. Nothing is done during the sanity check.
 
-    Metrics that can be monitored (they are logged again, unchanged, where a measurement is left out):
+    Metrics that can be monitored (they are logged again, unchanged, where a measurement is left out; where the first one
+    failed, epochs are -1, p-values 1 and all others 0):
     ``<name>/measured_epoch``, and with ablations ``<name>/checked_epoch``, ``<name>/<layer>/gap``, ``/lds``,
     ``/p_value``, ``/relative_gap`` (``<name>/<layer>/<attribution>/gap``, ... for several attributions), and
     ``<name>/adjusted_rand_index`` where clusters can change.
@@ -211,6 +213,7 @@ class NeuronImportance(Callback):
         # clusters go on in another run, as far as it is on the same samples
         self._run = RunState(earlier=self._run.earlier)
         self._size = self.batch_size  # of our passes; halved when memory runs out
+        self._missing: dict[str, float] = {}  # stands for a measurement that failed
         self._proved = False  # whether a measurement of this run has succeeded
         self._cost: CostKeeper | None = None
 
@@ -337,6 +340,13 @@ class NeuronImportance(Callback):
             sites = find_sites(pl_module, self.layers)
         except ValueError as error:
             raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
+        self._missing = missing_metrics(
+            self.name,
+            [str(site) for site in sites],
+            [one.name for one in resolve_attributions(self.attribution)],
+            changing=describe_source(self.clusters) != "labels",
+            checked=self.faithfulness is not None,
+        )
         self._cost = CostKeeper(
             self.faithfulness,
             len(sites),
@@ -424,7 +434,7 @@ class NeuronImportance(Callback):
                         self._write(trainer, results)
                 except Exception as error:
                     self._fail(f"could not write its measurement of epoch {trainer.current_epoch}", error)
-        values = self._run.metrics | self._run.check_metrics
+        values = (self._run.metrics or self._missing) | self._run.check_metrics
         if values:
             # every process has computed the same values and logs the same keys in the same order
             pl_module.log_dict(dict(sorted(values.items())), on_step=False, on_epoch=True, sync_dist=True)
