@@ -30,7 +30,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     states = random.getstate(), torch.random.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     fast_attention = torch.backends.mha.get_fastpath_enabled()
-    with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager"),
+        _not_compiled(modules),
+    ):
         flags = [(module, module.training) for module in modules]
         attributes = [(vars(module), vars(module).copy()) for module in modules]
         buffers = [
@@ -62,6 +67,31 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                         # only what changed: a write would make autograd reject graphs that hold the buffer
                         if not _same_bits(buffer, before):
                             buffer.copy_(before)
+
+
+@contextmanager
+def _not_compiled(modules: list[nn.Module]) -> Iterator[None]:
+    """Call compiled modules as they were written.
+
+    Under "force_eager" they run eagerly already, but dynamo's wrapper puts the modes of torch back when it returns, so
+    that one which was entered inside, as a recorder is, ends there.
+    """
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in modules:
+            values = vars(module)
+            if (
+                "_orig_mod" in module._modules and "forward" in values and "dynamo_ctx" in values
+            ):  # torch.compile(module)
+                replaced.append((values, "forward", values["forward"]))
+                values["forward"] = module._modules["_orig_mod"].__call__  # type: ignore[union-attr]
+            if values.get("_compiled_call_impl") is not None:  # module.compile()
+                replaced.append((values, "_compiled_call_impl", values["_compiled_call_impl"]))
+                values["_compiled_call_impl"] = None
+        yield
+    finally:
+        for values, name, value in replaced:
+            values[name] = value
 
 
 def _put_back(now: dict[str, Any], then: dict[str, Any]) -> None:

@@ -66,6 +66,7 @@ def rows():
         "explained eagerly, with the same scores",
         f"{AROUND}::test_a_compiled_model_is_explained_eagerly",
     )
+    yield "compiled layers", "replayed as written", f"{AROUND}::test_compiled_parts_are_replayed_as_written"
     yield "pytorch_lightning.Trainer", "works", f"{AROUND}::test_the_trainer_of_the_other_package"
     yield "LearningRateFinder, BatchSizeFinder, Tuner", "run before it", f"{AROUND}::test_finders_run_before_it"
     yield "copies and pickles", "small, and work", f"{AROUND}::test_copies_are_small_and_work"

@@ -14,7 +14,14 @@ from modules import Classifier, loaders, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance, neuron_importance
+from lightning_neuroimp import (
+    AblationFaithfulness,
+    KMeansClusters,
+    NeuronImportance,
+    ablate,
+    ablation_faithfulness,
+    neuron_importance,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),
@@ -145,6 +152,30 @@ def test_a_compiled_model_is_explained_eagerly(tmp_path):
     expected = neuron_importance(plain, loaders()[1], layers="encoder.2", max_samples=128)["encoder.2"].mean
     np.testing.assert_allclose(callback.results["encoder.2"].mean, expected, rtol=1e-5, atol=1e-7)
     assert callback.results.has_faithfulness
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "module.compile"])
+def test_compiled_parts_are_replayed_as_written(how, tmp_path):
+    plain = Classifier().eval()
+    model = copy.deepcopy(plain)
+    if how == "torch.compile":
+        model.encoder = torch.compile(model.encoder, backend="eager")
+        layer = "encoder._orig_mod.2"
+    else:
+        model.encoder.compile(backend="eager")
+        layer = "encoder.2"
+    x, y = loaders()[1].dataset.tensors
+    before = [sorted(vars(module)) for module in model.modules()]
+    for one in (plain, model):
+        expected = one(x)
+    # warnings are errors here: nothing falls back to full passes
+    results = ablation_faithfulness(model, [(x, y)], neuron_importance(model, [(x, y)], layers=layer))
+    assert results.notes == ()
+    neurons = [0, 3, 5]
+    with ablate(model, layer, neurons), ablate(plain, "encoder.2", neurons), torch.no_grad():
+        torch.testing.assert_close(model(x), plain(x))
+    assert [sorted(vars(module)) for module in model.modules()] == before
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_several_instances_and_several_runs(tmp_path):

@@ -69,8 +69,8 @@ class NeuronImportance(Callback):
     run (that is, `validation epoch`) the importance of the layers' neurons is computed on it and checked by ablation;
     the model and the training are left bit for bit as they were. Nothing is done during the sanity check.
 
-    Metrics that can be monitored (they are logged again, unchanged, where a measurement is left out; where the first one
-    failed, epochs are -1, p-values 1 and all others 0):
+    Metrics that can be monitored (they are logged again, unchanged, where a measurement is left out; where the first
+    one failed, epochs are -1, p-values 1 and all others 0):
     ``<name>/measured_epoch``, and with ablations ``<name>/checked_epoch``, ``<name>/<layer>/gap``, ``/lds``,
     ``/p_value``, ``/relative_gap`` (``<name>/<layer>/<attribution>/gap``, ... for several attributions), and
     ``<name>/adjusted_rand_index`` where clusters can change.
