@@ -55,6 +55,20 @@ def rows():
         "the keys are there, with epoch -1 and values that say nothing",
         f"{TRACE}::test_monitors_of_our_keys_survive_a_failure",
     )
+    for name in (
+        "what_a_forward_pass_logs_is_the_trainings",
+        "values_that_are_not_defined_do_not_end_a_training",
+        "a_mistake_stops_a_training_only_at_its_beginning",
+        "an_odd_batch_late_in_the_validation_is_left_out",
+        "a_terminal_that_is_gone_stops_nothing",
+        "a_logger_that_fails_does_not_starve_the_next",
+    ):
+        yield name.replace("_", " "), "as it says", f"{AROUND}::test_{name}"
+    yield (
+        "counters, caches, generators, metrics and buffers that a forward pass changes",
+        "put back",
+        "tests/test_isolation.py::test_state_of_all_kinds_is_put_back",
+    )
     yield "sanity check", "nothing is measured", f"{CALLBACK}::test_the_sanity_check_leaves_nothing"
     yield "fast_dev_run", "one measurement, no files", f"{AROUND}::test_fast_dev_run_measures_once_and_writes_nothing"
     yield "barebones", "results without loggers", f"{AROUND}::test_barebones"

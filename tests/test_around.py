@@ -13,6 +13,7 @@ from lightning.pytorch.tuner import Tuner
 from modules import Classifier, loaders, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
 
 from lightning_neuroimp import (
     AblationFaithfulness,
@@ -313,3 +314,142 @@ def test_a_model_that_turns_to_nan_marks_the_measurement_as_missing(tmp_path):
         run.fit(Diverging(), *loaders())
     assert callback.results.epoch == 0
     assert float(run.callback_metrics["neuroimp/measured_epoch"]) == 0
+
+
+class Logging(Classifier):
+    """Logs, and keeps a metric, in its forward pass."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+        self.mean = MeanMetric()
+
+    def forward(self, x):
+        h = self.encoder(x)
+        if not self.training:
+            self.mean.update(h.mean(1))
+            self.log("norm", h.norm(), **self.options)
+        return self.head(h)
+
+    def on_validation_epoch_end(self):
+        self.log("activity", self.mean.compute())
+        self.mean.reset()
+
+
+@pytest.mark.parametrize("options", [{}, {"on_step": True, "on_epoch": True}])
+def test_what_a_forward_pass_logs_is_the_trainings(options, tmp_path):
+    values = []
+    for callbacks in ([], [callback := ours()]):
+        pl.seed_everything(0, verbose=False)
+        run = trainer(tmp_path, callbacks)
+        model = Logging(**options)
+        run.fit(model, *loaders())
+        values.append({key: float(value) for key, value in run.callback_metrics.items() if "neuroimp" not in key})
+    assert callback.results.has_faithfulness
+    assert values[0] == values[1]
+    assert "log" not in vars(model)
+
+
+class Collapsed(Classifier):
+    def forward(self, x):
+        return super().forward(x) * 0
+
+
+@pytest.mark.parametrize("key", ["lds", "reliability", "gap", "relative_gap"])
+def test_values_that_are_not_defined_do_not_end_a_training(key, tmp_path):
+    stop = pl.callbacks.EarlyStopping(f"neuroimp/encoder.2/{key}", mode="max", patience=99)
+    run = trainer(tmp_path, [ours(), stop], max_epochs=3)
+    run.fit(Collapsed(), *loaders())
+    assert run.current_epoch == 3
+
+
+def test_a_mistake_stops_a_training_only_at_its_beginning(tmp_path):
+    class Late:
+        calls = 0
+
+        def __call__(self, module, batch):
+            self.calls += 1
+            if self.calls <= 2:
+                raise RuntimeError("early")
+            raise ValueError("late")
+
+    run = trainer(tmp_path, [ours(forward_fn=Late())], max_epochs=4)
+    with pytest.warns(UserWarning) as said:
+        run.fit(Classifier(), *loaders())
+    said = [str(one.message).rpartition("training goes on. ")[2] for one in said if "goes on" in str(one.message)]
+    assert said == ["RuntimeError: early", "RuntimeError: early", "ValueError: late", "ValueError: late"]
+    assert run.current_epoch == 4
+
+
+def test_a_mistake_after_a_resume_is_a_warning(tmp_path):
+    options = {"enable_checkpointing": True}
+    first = trainer(tmp_path, [ours()], max_epochs=1, **options)
+    first.fit(Classifier(), *loaders())
+
+    def wrong(module, batch):
+        raise ValueError("wrong")
+
+    run = trainer(tmp_path, [ours(forward_fn=wrong)], max_epochs=2, **options)
+    with pytest.warns(UserWarning, match="training goes on. ValueError: wrong"):
+        run.fit(Classifier(), *loaders(), ckpt_path=first.checkpoint_callback.best_model_path)
+    assert run.current_epoch == 2
+
+
+@pytest.mark.parametrize("odd", [None, [], object()])
+def test_an_odd_batch_late_in_the_validation_is_left_out(odd, tmp_path):
+    class Tolerant(Classifier):
+        def validation_step(self, batch, batch_idx):
+            if isinstance(batch, list | tuple) and len(batch) == 2:
+                super().validation_step(batch, batch_idx)
+
+    good = list(loaders()[1])
+    callback = ours()
+
+    def stream(batches):
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+
+    trainer(tmp_path, [callback]).validate(Tolerant(), stream([*good, odd, good[0]]), verbose=False)
+    assert callback.results.has_faithfulness
+    assert any("batch 5 of the validation was left out: " in note for note in callback.results.notes)
+    with pytest.raises(Exception, match="NeuronImportance 'neuroimp': "):
+        trainer(tmp_path, [ours()]).validate(Tolerant(), stream([odd, *good]), verbose=False)
+
+
+def test_a_terminal_that_is_gone_stops_nothing(tmp_path):
+    class Bar(pl.callbacks.TQDMProgressBar):
+        def print(self, *args, **kwargs):
+            raise OSError(5, "Input/output error")
+
+    callback = ours()
+    run = trainer(tmp_path, [callback, Bar()], enable_progress_bar=True)
+    run.fit(Classifier(), *loaders())
+    assert callback.results.has_faithfulness
+
+
+def test_a_logger_that_fails_does_not_starve_the_next(tmp_path):
+    class Failing(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            if any("clusters" in key for key in metrics):
+                raise RuntimeError("injected")
+
+    good = CSVLogger(tmp_path, name="good")
+    run = trainer(tmp_path, [ours()], logger=[Failing(tmp_path, name="bad"), good])
+    with pytest.warns(UserWarning) as said:
+        run.fit(Classifier(), *loaders())
+    assert sum("could not write its measurement" in str(one.message) for one in said) == 2
+    text = (tmp_path / "good" / "version_0" / "metrics.csv").read_text()
+    assert "neuroimp_clusters/encoder.2/gap/label_0" in text
+
+
+def test_nothing_is_held_after_a_run_or_an_exception(tmp_path):
+    def fails(batch):
+        raise RuntimeError("injected")
+
+    done, failed = ours(), ours(on_error="raise", attribution=fails)
+    trainer(tmp_path, [done]).fit(Classifier(), *loaders())
+    with pytest.raises(RuntimeError, match="injected"):
+        trainer(tmp_path, [failed]).fit(Classifier(), *loaders())
+    for callback in (done, failed):
+        assert callback._probe is None
+        assert callback._sampler is None
+        assert callback._lost is None

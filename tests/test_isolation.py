@@ -1,7 +1,10 @@
-"""undisturbed(): what is put back, and what is left alone because putting back half of it would do harm."""
+"""undisturbed(): what is put back."""
 
+import random
 import warnings
+from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -83,31 +86,98 @@ def test_hidden_states_and_stashed_features_are_put_back():
     assert not hasattr(model, "fresh")
 
 
-def test_tensors_that_go_with_other_changes_are_left_alone():
-    def counting(module, h):
-        module.seen.append(1)
-        module.n += 1
-        module.last = h
+class Metric(nn.Module):
+    """As torchmetrics keep their state."""
+
+    def __init__(self):
+        super().__init__()
+        self.total, self.n, self.kept = torch.zeros(()), 0, []
+
+
+STATEFUL = {
+    "a counter": (lambda m: vars(m).update(n=0), lambda m, h: vars(m).update(n=m.n + 1) or h * (1 + 0.1 * m.n)),
+    "a deque": (lambda m: vars(m).update(q=deque(maxlen=2)), lambda m, h: m.q.append(h.mean()) or h + sum(m.q)),
+    "a list": (lambda m: vars(m).update(q=[[]]), lambda m, h: m.q[0].append(1) or h + len(m.q[0])),
+    "a cache": (lambda m: vars(m).update(c={}), lambda m, h: h + m.c.setdefault(len(m.c), torch.ones(8) * len(m.c))),
+    "a set": (lambda m: vars(m).update(c=set()), lambda m, h: m.c.add(len(m.c)) or h + len(m.c)),
+    "a tensor in place": (lambda m: vars(m).update(e=torch.zeros(8)), lambda m, h: h + m.e.add_(1)),
+    "an array in place": (
+        lambda m: vars(m).update(e=np.zeros(8)),
+        lambda m, h: h + torch.tensor(np.add(m.e, 1, out=m.e)).float(),
+    ),
+    "a tensor and a counter": (
+        lambda m: vars(m).update(n=0, e=torch.zeros(8)),
+        lambda m, h: vars(m).update(n=m.n + 1, e=m.e + 1) or h + m.e,
+    ),
+    "a generator of torch": (
+        lambda m: vars(m).update(g=torch.Generator().manual_seed(0)),
+        lambda m, h: h + torch.rand(8, generator=m.g),
+    ),
+    "a generator of NumPy": (
+        lambda m: vars(m).update(g=np.random.default_rng(0)),
+        lambda m, h: h + torch.tensor(m.g.random(8)).float(),
+    ),
+    "a generator of Python": (lambda m: vars(m).update(g=random.Random(0)), lambda m, h: h + m.g.random()),
+    "a metric": (
+        lambda m: setattr(m, "metric", Metric()),
+        lambda m, h: (
+            vars(m.metric).update(total=m.metric.total + 1, n=m.metric.n + 1)
+            or m.metric.kept.append(h)
+            or h + m.metric.total * m.metric.n + len(m.metric.kept)
+        ),
+    ),
+    "a buffer that was none": (
+        lambda m: m.register_buffer("c", None),
+        lambda m, h: h + (m.c if m.c is not None else setattr(m, "c", torch.ones(8)) or 0),
+    ),
+    "a buffer for each length": (
+        lambda m: None,
+        lambda m, h: hasattr(m, f"mask{len(h)}") or m.register_buffer(f"mask{len(h)}", torch.ones(8)) or h,
+    ),
+    "a layer made late": (
+        lambda m: vars(m).update(built=False),
+        lambda m, h: h if m.built else setattr(m, "extra", nn.Linear(8, 8)) or vars(m).update(built=True) or m.extra(h),
+    ),
+    "an embedding with a norm": (
+        lambda m: setattr(m, "e", nn.Embedding(4, 8, max_norm=0.1)),
+        lambda m, h: h + m.e(torch.arange(len(h)) % 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_state_of_all_kinds_is_put_back(kind):
+    """A pass in between changes nothing of what the passes after it give."""
+    prepare, forward = STATEFUL[kind]
+    outcomes = []
+    for between in (False, True):
+        torch.manual_seed(0)
+        model = Model(lambda module, h: h if isinstance(out := forward(module, h), bool) else out)
+        prepare(model)
+        x = torch.ones(3, 5)
+        with torch.no_grad():
+            first = model(x)
+            if between:
+                before = sorted(model.state_dict()), sorted(vars(model))
+                run(model)
+                with undisturbed(model):
+                    model(torch.ones(4, 5))
+                assert (sorted(model.state_dict()), sorted(vars(model))) == before
+            outcomes.append([first, model(x), model(x), *model.state_dict().values()])
+    for one, other in zip(*outcomes, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_parameter_that_is_written_into_is_told():
+    def writing(module, h):
+        with torch.no_grad():
+            module.head.weight.mul_(0.5)
         return h
 
-    model = Model(counting)
-    model.seen, model.n, model.last = [], 0, None
-    run(model)
-    assert (len(model.seen), model.n) == (1, 1)
-    assert model.last is not None
-
-    def lazy(module, h):
-        if not module.built:
-            module.table, module.built = torch.ones(8), True
-            module.extra = nn.Linear(8, 8)
-        return module.extra(h * module.table)
-
-    model = Model(lazy)
-    model.built, model.table = False, None
-    run(model)
-    model(torch.randn(3, 5))
-    assert model.built
-    assert model.table is not None
+    with pytest.warns(
+        UserWarning, match="writes into the parameter 'weight' of a Linear: what a measurement wrote there"
+    ):
+        run(Model(writing))
 
 
 def test_lazy_and_scripted_modules():

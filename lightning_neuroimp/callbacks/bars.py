@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,12 @@ _REDRAW = 0.2  # seconds
 
 def say(trainer: "pl.Trainer", message: str) -> None:
     """Print a line on the first process, above the Trainer's bar where it shows one."""
-    if not _has_bar(trainer):
-        rank_zero_info(message)
-    elif trainer.is_global_zero:
-        trainer.progress_bar_callback.print(message)  # type: ignore[union-attr]
+    # a terminal that is gone is no reason to stop
+    with suppress(OSError, ValueError):
+        if not _has_bar(trainer):
+            rank_zero_info(message)
+        elif trainer.is_global_zero:
+            trainer.progress_bar_callback.print(message)  # type: ignore[union-attr]
 
 
 def trainer_progress(trainer: "pl.Trainer") -> Progress:

@@ -30,7 +30,7 @@ def metrics(results: Results, name: str) -> dict[str, float]:
         values[tag(name, "adjusted_rand_index")] = 1.0 if math.isnan(stable) else stable
     for one in results.importances:
         agreed, key = agreement(results, one), site_tag(name, one, results)
-        values[f"{key}/reliability"] = agreed.reliability
+        values[f"{key}/reliability"] = 0.0 if math.isnan(agreed.reliability) else agreed.reliability
         # none yet in the first epoch: the least, so that a monitor does not take it for the best
         values[f"{key}/stability"] = 0.0 if math.isnan(agreed.stability) else agreed.stability
     return values
@@ -42,11 +42,10 @@ def check_metrics(results: Results, name: str) -> dict[str, float]:
     for one in results.importances:
         if one.faithfulness is not None:
             overall, key = one.faithfulness.overall, site_tag(name, one, results)
+            # a value that is not finite would end the training at a monitor: where there is none it says nothing
+            found = {kind: float(getattr(overall, kind)) for kind in _NOTHING}
             values |= {
-                f"{key}/gap": overall.gap,
-                f"{key}/lds": overall.lds,
-                f"{key}/p_value": overall.p_value,
-                f"{key}/relative_gap": overall.relative_gap,
+                f"{key}/{kind}": value if math.isfinite(value) else _NOTHING[kind] for kind, value in found.items()
             }
     return values
 
@@ -115,15 +114,24 @@ def log_everywhere(
     history: Sequence[Agreement] = (),
     described: Mapping[int, Description] | None = None,
 ) -> None:
-    """Scalars per cluster to every logger; histograms, pictures and tables to those that take them."""
+    """Scalars per cluster to every logger; histograms, pictures and tables to those that take them.
+
+    One that fails does not keep the others from it; the first failure is raised at the end.
+    """
+    problems: list[Exception] = []
     for logger in trainer.loggers:
-        logger.log_metrics(cluster_scalars(results, name), step)
-        writer = getattr(logger, "experiment", None)
-        if _is_writer(writer):
-            write_summaries(writer, results, name, step, history, described)
-            flush = getattr(writer, "flush", None)
-            if flush is not None:
-                flush()
+        try:
+            logger.log_metrics(cluster_scalars(results, name), step)
+            writer = getattr(logger, "experiment", None)
+            if _is_writer(writer):
+                write_summaries(writer, results, name, step, history, described)
+                flush = getattr(writer, "flush", None)
+                if flush is not None:
+                    flush()
+        except Exception as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
 
 
 def takes_pictures(trainer: "pl.Trainer") -> bool:

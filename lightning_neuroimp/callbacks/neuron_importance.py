@@ -4,8 +4,8 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ from lightning_neuroimp.rows import batch_size as samples_in
 from lightning_neuroimp.rows import unpacked
 from lightning_neuroimp.sites import check_layers, find_sites
 from lightning_neuroimp.study import neuron_importance
+
+_MOST_LEFT_OUT = 5  # notes on batches
 
 
 class NeuronImportance(Callback):
@@ -186,7 +188,7 @@ class NeuronImportance(Callback):
         for name, value in (("every_n_epochs", self.every_n_epochs), ("batch_size", self.batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not re.fullmatch(r"[-\w.]+", self.name):
+        if not re.fullmatch(r"[-\w.]+", self.name) or not self.name.strip("."):
             raise ValueError(f"name must be of letters, digits, '_', '-' and '.', as it begins tags, got {self.name!r}")
         if self.on_error not in ("warn", "raise"):
             raise ValueError(f"on_error must be 'warn' or 'raise', got {self.on_error!r}")
@@ -208,6 +210,7 @@ class NeuronImportance(Callback):
         """Forget the run, not its results."""
         self._sampler: ProbeSampler | None = None
         self._lost: Exception | None = None  # why there is no probe set
+        self._left_out: list[str] = []  # batches that do not fit
         self._probe: ProbeSet | None = None
         self._seen: dict[int, int] = {}
         # clusters go on in another run, as far as it is on the same samples
@@ -290,7 +293,7 @@ class NeuronImportance(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave behind the probe set, and the model that Lightning binds to `log`."""
         kept = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return kept | {"_sampler": None, "_probe": None, "_lost": None}
+        return kept | {"_sampler": None, "_probe": None, "_lost": None, "_left_out": []}
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -330,7 +333,7 @@ class NeuronImportance(Callback):
         self._open(trainer, pl_module)
         if self._enabled and self._probe is None and not trainer.sanity_checking:
             self._sampler, self._lost = self._new_sampler(), None
-            self._seen = {}
+            self._seen, self._left_out = {}, []
 
     def _open(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Look the layers up, once the module has made all of them, and say what is going to be done."""
@@ -375,16 +378,17 @@ class NeuronImportance(Callback):
             self._cost.open_step()
         elif self._sampler is not None:
             # before the step, which may take the batch apart
+            start = self._seen.get(dataloader_idx, 0)
             try:
                 size = samples_in(unpacked(batch))
-                start = self._seen.get(dataloader_idx, 0)
                 with isolate_rng() if callable(self.stratify) else nullcontext():
                     self._sampler.add(batch, sample_numbers(trainer, dataloader_idx, start, size))
-            except ValueError as error:
-                raise MisconfigurationException(f"NeuronImportance {self.name!r}: {error}") from error
             except Exception as error:
-                # kept for the end of the epoch, where all processes hear of it
-                self._sampler, self._lost = None, error
+                if isinstance(error, ValueError) and self._seen:
+                    self._left_out.append(f"batch {batch_idx} of the validation was left out: {error}")
+                    return
+                # kept for the end of the epoch, where all processes hear of it; without the frames, which hold batches
+                self._sampler, self._lost = None, error.with_traceback(None)
                 return
             self._seen[dataloader_idx] = start + size
 
@@ -401,7 +405,7 @@ class NeuronImportance(Callback):
         if trainer.sanity_checking and self._cost is not None:
             try:
                 self._cost.close_step(samples_in(unpacked(batch)))
-            except ValueError:
+            except Exception:
                 return  # the first real validation will say what is wrong with the batch
 
     @override
@@ -411,19 +415,27 @@ class NeuronImportance(Callback):
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        self._sampler = self._probe = None  # up to max_bytes
+        self._forget_samples()
+
+    @override
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        self._forget_samples()  # there will be no teardown
+
+    def _forget_samples(self) -> None:
+        self._sampler = self._probe = self._lost = None  # up to max_bytes
 
     @override
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if trainer.sanity_checking or self._cost is None:
             return
+        first = not self._run.runs and not self._run.measured  # also of a run that goes on from a checkpoint
         due = trainer.state.fn == "validate" or self._run.runs % self.every_n_epochs == 0
         self._run.runs += 1
         if due:
             try:
                 results = self._measure(trainer, pl_module)
             except Exception as error:
-                if isinstance(error, MISTAKES) and not self._proved:
+                if isinstance(error, MISTAKES) and first:
                     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     raise MisconfigurationException(f"NeuronImportance {self.name!r}: {kind}{error}") from error
                 self._fail(f"has no measurement of epoch {trainer.current_epoch}", error)
@@ -449,7 +461,7 @@ class NeuronImportance(Callback):
         """A measurement, with smaller and smaller passes while memory runs out."""
         while True:
             try:
-                with failing_together(), trainer.precision_plugin.forward_context():
+                with failing_together(), trainer.precision_plugin.forward_context(), _not_logging(pl_module):
                     return self._measure_once(trainer, pl_module)
             except Exception as error:
                 if not out_of_memory(error) or self._probe is None:
@@ -526,7 +538,8 @@ class NeuronImportance(Callback):
                     progress=progress,
                 )
             self._cost.checked(time.monotonic() - start)
-        return results
+        left_out = [note for share in gather_objects(self._left_out) for note in share]
+        return results.replace(notes=(*results.notes, *left_out[:_MOST_LEFT_OUT])) if left_out else results
 
     def _keep(self, trainer: "pl.Trainer", results: Results) -> None:
         run, self._results = self._run, results
@@ -589,6 +602,24 @@ class NeuronImportance(Callback):
             return None
         folder = gather_objects(log_folder(trainer.loggers[0]))[0]
         return None if folder is None else Path(folder) / "neuroimp" / self.name
+
+
+@contextmanager
+def _not_logging(pl_module: "pl.LightningModule") -> Iterator[None]:
+    """What a forward pass logs is the training's business, not that of a pass of ours."""
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        """Log nothing."""
+
+    modules = [vars(module) for module in pl_module.modules() if isinstance(module, pl.LightningModule)]
+    names = [(values, name) for values in modules for name in ("log", "log_dict") if name not in values]
+    try:
+        for values, name in names:
+            values[name] = nothing
+        yield
+    finally:
+        for values, name in names:
+            values.pop(name, None)
 
 
 def _check_strategy(strategy: Any, name: str) -> None:
