@@ -1,6 +1,6 @@
 """Whatever it is given, the outcome is a result or one of our errors, and the model is left as it was.
 
-`NEUROIMP_EXAMPLES=20000` tries more.
+Two thousand examples by default; `NEUROIMP_EXAMPLES=20000` tries more of each kind.
 """
 
 import functools
@@ -30,7 +30,7 @@ from lightning_neuroimp import (
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-N_EXAMPLES = int(os.environ.get("NEUROIMP_EXAMPLES", "1200"))
+N_EXAMPLES = int(os.environ.get("NEUROIMP_EXAMPLES", "1000"))
 many = functools.partial(
     settings,
     max_examples=N_EXAMPLES,

@@ -154,7 +154,9 @@ def broken(fault, error, monkeypatch, tmp_path, **options):
         monkeypatch.setattr(where, fail)
     clusters = {"clusters": KMeansClusters(3)} if fault in ("KMeans", "identities of clusters") else {}
     callback = ours(**(clusters | options))
-    return callback, lambda: fitted("plain", [callback], tmp_path, logger=logged(tmp_path), max_epochs=2)
+    # loggers where they are what fails: pictures take time
+    loggers = logged(tmp_path) if fault in AFTER_THE_MEASUREMENT else False
+    return callback, lambda: fitted("plain", [callback], tmp_path, logger=loggers, max_epochs=2)
 
 
 def no_half_files(path):

@@ -54,7 +54,7 @@ def test_the_sample_depends_on_the_stream_and_the_seed_only():
 @pytest.mark.parametrize("bound", [{"max_samples": 20}, {"max_bytes": 20 * 16}])
 def test_every_place_in_the_stream_is_drawn_equally_often(bound):
     """Also at the end of a stream that is sorted by class, and under either bound."""
-    n, repeats = 100, 400
+    n, repeats = 100, 200
     drawn = np.zeros(n)
     for seed in range(repeats):
         probe = ProbeSet.from_batches(stream(n, size=30), seed=seed, **bound)
