@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 _DEPTH = 4  # of containers in containers
+_LARGE = 2**26  # bytes of a tensor or array that is no buffer: data rather than state, and dear to copy
 _LEFT_ALONE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 
 
@@ -22,13 +23,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, with gradients allowed, and put everything back, also after an exception.
 
     Put back: each module's own train or eval flag; its buffers, also those that a forward pass has made or replaced;
-    all other attributes that hold tensors, numbers, strings, random generators, or lists, dictionaries, sets and deques
-    of them (a hidden state, counters, caches, the state of a metric); the weights of embeddings with `max_norm`, which
-    looking up rewrites; and the random states of Python, NumPy and torch (of each CUDA device too). Inside, inference
-    mode is off, compiled code runs eagerly (hooks are ignored otherwise), and the fused attention path is off (it would
-    bypass patched modules). Other parameters and their `.grad` are not touched: compute derivatives with
-    `torch.autograd.grad`. What a forward pass changes elsewhere, in globals, closures or objects of classes of your
-    own, cannot be put back; where it writes into a parameter, a warning says so.
+    all other attributes that hold tensors (of up to 64 MB), numbers, strings, random generators, or lists,
+    dictionaries, sets and deques of them (a hidden state, counters, caches, the state of a metric); the weights of
+    embeddings with `max_norm`, which looking up rewrites; and the random states of Python, NumPy and torch (of each
+    CUDA device too). Inside, inference mode is off, compiled code runs eagerly (hooks are ignored otherwise), and the
+    fused attention path is off (it would bypass patched modules). Other parameters and their `.grad` are not touched:
+    compute derivatives with `torch.autograd.grad`. What a forward pass changes elsewhere, in globals, closures or
+    objects of classes of your own, cannot be put back; where it writes into a parameter, a warning says so.
 
     Args:
         model: any module.
@@ -150,7 +151,7 @@ def _attributes(module: nn.Module) -> Restore:
 def _content(value: Any, depth: int) -> Restore | None:
     """Puts back what a value holds; None for what cannot change, or is not known."""
     if isinstance(value, torch.Tensor):
-        return _tensor(value)
+        return None if is_lazy(value) or value.numel() * value.element_size() > _LARGE else _tensor(value)
     if isinstance(value, torch.Generator):
         state = value.get_state()
         return partial(_set_state, value, state)
@@ -160,7 +161,7 @@ def _content(value: Any, depth: int) -> Restore | None:
     if isinstance(value, random.Random):
         drawn = value.getstate()
         return lambda: value.setstate(drawn)
-    if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype != object:
+    if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype != object and value.nbytes <= _LARGE:
         copied = value.copy()
         return lambda: np.copyto(value, copied)
     if not depth or not isinstance(value, list | dict | set | deque):

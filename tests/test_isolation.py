@@ -168,6 +168,16 @@ def test_state_of_all_kinds_is_put_back(kind):
         assert torch.equal(one, other)
 
 
+def test_large_data_is_not_copied(monkeypatch):
+    """What is kept on a module beside its buffers may be a data set."""
+    monkeypatch.setattr("lightning_neuroimp.isolation._LARGE", 16)
+    model = Model(lambda module, h: module.data.add_(1) is None or module.small.add_(1) is None or h)
+    model.data, model.small = torch.zeros(8), torch.zeros(4)
+    run(model)
+    assert model.data.eq(1).all()
+    assert model.small.eq(0).all()
+
+
 def test_a_parameter_that_is_written_into_is_told():
     def writing(module, h):
         with torch.no_grad():
