@@ -33,7 +33,9 @@ from lightning_neuroimp import (
     ablation_faithfulness,
     diagnosis,
     neuron_importance,
+    rankings,
     statistics,
+    verdicts,
 )
 from lightning_neuroimp.results import Faithfulness
 
@@ -207,7 +209,7 @@ def margin_gap(one: Faithfulness) -> float:
 
 def weak(one: Faithfulness, remedy: Faithfulness) -> bool:
     """Whether a ranking falls short of what the remedy reaches: in accuracy, or where that hardly falls, in margin."""
-    if remedy.overall.relative_gap >= diagnosis.WEAK:
+    if remedy.overall.relative_gap >= verdicts.WEAK:
         return one.overall.gap < BETTER * remedy.overall.gap
     return margin_gap(one) < BETTER * margin_gap(remedy)
 
@@ -229,7 +231,7 @@ RANKINGS = {
 }
 
 
-def rankings(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
+def scores(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
     """Scores other than the default: is the default's gap so much larger when it is measured?"""
     signed = any(isinstance(part, nn.Tanh | nn.ELU) for part in model.modules())
     for clusters in ("labels", KMeansClusters(min(5, 2 * data.n_classes))):
@@ -241,7 +243,7 @@ def rankings(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iter
                 default = judged(fresh, site, "gradient_x_activation")
                 for score, name in RANKINGS.items():
                     one = judged(fresh, site, score)
-                    figure = -diagnosis.captured_effect(results[site, score])
+                    figure = -rankings.captured_effect(results[site, score])
                     yield name, weak(one, default), raised(results, name, site, score), figure
                 for score, absolute in ABSOLUTE_OF.items():
                     figure = float(judged(results, site, score).overall.alternative_interval[0, 0])
@@ -275,7 +277,7 @@ def targets(model: nn.Module, layers: list[str], data: Data, seed: int) -> Itera
             fresh = measured(model, data.fresh, layers, seed + 1, clusters=clusters, target=target)
             for site in found.sites:
                 short = weak(judged(fresh, site), judged(margin, site))
-                figure = -diagnosis.captured_effect(found[site])
+                figure = -rankings.captured_effect(found[site])
                 yield "saturated-target", short, raised(found, "saturated-target", site), figure
 
 
@@ -319,7 +321,7 @@ def references(model: nn.Module, layers: list[str], data: Data, seed: int) -> It
         for site in found.sites:
             for score in scores:
                 overall = judged(fresh, site, score).overall
-                ties = bool((overall.gap - overall.reference_gap < diagnosis.TIE).any())
+                ties = bool((overall.gap - overall.reference_gap < verdicts.TIE).any())
                 said = raised(found, "no-better-than-reference", site, score)
                 yield "no-better-than-reference", ties, said, 0.0
             exact = [judged(fresh, site, score) for score in ("leave_one_out", "masked_gradient")]
@@ -328,7 +330,7 @@ def references(model: nn.Module, layers: list[str], data: Data, seed: int) -> It
             yield "first-order-fails", bends, raised(found, "first-order-fails", site), 0.0
             yield "first-order-fails, measured alone", bends, raised(alone, "first-order-fails", site), 0.0
             gaps = [judged(fresh, site, score).overall.gap for score in scores]
-            yield "methods-agree", max(gaps) - min(gaps) < 2 * diagnosis.TIE, raised(found, "methods-agree", site), 0.0
+            yield "methods-agree", max(gaps) - min(gaps) < 2 * verdicts.TIE, raised(found, "methods-agree", site), 0.0
 
 
 def falls(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterator[Outcome]:
@@ -423,7 +425,7 @@ def outcomes(family: str, seeds: range, quick: bool) -> Iterator[Outcome]:
         for seed in seeds:
             model, layers = fitted(make, data, seed)
             layers = layers[:1] if quick else layers
-            for part in (rankings, targets, mixtures, samples, references, falls):
+            for part in (scores, targets, mixtures, samples, references, falls):
                 yield from part(model, layers, data, seed)
     for seed in seeds:
         yield from saturation(family, Data("digits"), seed)

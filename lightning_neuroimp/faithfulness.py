@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from lightning_neuroimp import statistics
 from lightning_neuroimp.deletion import Outcomes
-from lightning_neuroimp.diagnosis import verdict
 from lightning_neuroimp.probe import sample_keys
 from lightning_neuroimp.results import Comparison, Faithfulness, Importance, Overall, Results
+from lightning_neuroimp.verdicts import verdict
 
 REFERENCES = ("activation size", "one ranking for all clusters")
 """Rankings that a score should beat: mean |activation - baseline|, and the same score's mean over all clusters."""

@@ -8,9 +8,9 @@ from tabulate import tabulate
 
 from lightning_neuroimp import statistics
 from lightning_neuroimp.agreement import agreement
-from lightning_neuroimp.diagnosis import LEVEL, MIN_HALF
 from lightning_neuroimp.exemplars import top_neurons
 from lightning_neuroimp.results import Comparison, Finding, Importance, Results, SiteActivity
+from lightning_neuroimp.verdicts import LEVEL, MIN_HALF
 
 TOP = 5
 MOST_FINDINGS = 5

@@ -21,6 +21,7 @@ from lightning_neuroimp import (
     ablation_faithfulness,
     diagnosis,
     neuron_importance,
+    rankings,
     report,
 )
 from lightning_neuroimp.attribution.first_order import gradient_x_activation
@@ -176,7 +177,7 @@ def test_captured_effects_against_a_slow_twin(tanh):
                 order = sorted(range(128), key=lambda neuron: -scores[half, cluster, neuron])
                 for k in (2, 3, 7, 13, 26, 64):
                     carried[kind] += sum(effects[neuron] for neuron in order[:k]) * one.count[:, cluster].sum()
-    assert diagnosis.captured_effect(one) == pytest.approx(carried["own"] / carried["best"])
+    assert rankings.captured_effect(one) == pytest.approx(carried["own"] / carried["best"])
 
 
 def test_activations_without_derivatives(tanh):
@@ -432,7 +433,7 @@ def test_what_was_measured_is_believed(tanh):
         return torch.where(worse, product.abs(), product)
 
     results = measured(tanh, attribution=["gradient_x_activation", nearly])
-    assert diagnosis.captured_effect(results["1", "nearly"]) > 0.8
+    assert rankings.captured_effect(results["1", "nearly"]) > 0.8
     gaps = [one.faithfulness.overall.gap for one in results.importances]
     assert ("better-score-at-hand" in ids(results, "nearly")) == (gaps[1] < 0.8 * gaps[0])
 
@@ -481,7 +482,7 @@ def test_saved_shown_and_ranked(tanh, tmp_path):
 def test_all_findings_are_explained():
     page = (Path(__file__).parent.parent / "examples" / "findings.md").read_text()
     assert re.findall(r"^### `([\w-]+)`$", page, re.MULTILINE) == list(diagnosis.IDS)
-    source = Path(diagnosis.__file__).read_text()
+    source = Path(diagnosis.__file__).read_text() + Path(rankings.__file__).read_text()
     assert set(re.findall(r'^ +"([a-z]+(?:-[a-z]+)+|redundancy)",$', source, re.MULTILINE)) == set(diagnosis.IDS)
 
 
@@ -582,7 +583,7 @@ def test_effects_do_not_decide_which_samples_count():
     assert both["site", "gradient"].non_finite == 50
     np.testing.assert_array_equal(both["site", "activation"].mean, alone["site"].mean)
     assert np.isnan(both["site", "activation"].half_first_order).all()
-    assert np.isnan(diagnosis.captured_effect(both["site", "activation"]))
+    assert np.isnan(rankings.captured_effect(both["site", "activation"]))
 
 
 def test_they_take_no_pass(tanh):
