@@ -193,7 +193,7 @@ def fitted(variant, callbacks, folder, stage="fit", **more):
     options = options | more
     extra, data = options.pop("extra", list), options.pop("data", lambda train, val: (train, val))
     pl.seed_everything(3, verbose=False)
-    model, (train, val) = kind(), data(*loaders())
+    model, (train, val) = kind(), data(*loaders(n_val=128))
     # ours last, where others have had their turn
     run = trainer(folder, [*extra(), *callbacks], **({"max_epochs": 2} | options))
     if stage == "fit":
