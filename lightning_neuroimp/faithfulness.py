@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from lightning_neuroimp import statistics
 from lightning_neuroimp.deletion import Outcomes
 from lightning_neuroimp.probe import sample_keys
+from lightning_neuroimp.rankings import FRACTIONS
 from lightning_neuroimp.results import Comparison, Faithfulness, Importance, Overall, Results
 from lightning_neuroimp.verdicts import verdict
 
@@ -42,7 +43,7 @@ class AblationFaithfulness:
     """
 
     n_random: int = 19
-    fractions: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    fractions: Sequence[float] = FRACTIONS
     max_samples: int = 512
     every_n_epochs: int = 1
     max_overhead: float | None = 0.1

@@ -93,7 +93,7 @@ def _changes_its_kind(module: nn.Module) -> bool:
     """A lazy module becomes what it is going to be, all of it; a scripted one has no attributes of Python's."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return isinstance(module, torch.jit.ScriptModule) or any(
-        is_lazy(one) and isinstance(one, torch.nn.parameter.UninitializedParameter) for one in own
+        isinstance(one, torch.nn.parameter.UninitializedParameter) for one in own
     )
 
 

@@ -68,7 +68,7 @@ def names_of(results: Results, rows: Bool[np.ndarray, " cluster"]) -> tuple[str,
     return tuple(name for name, chosen in zip(results.clusters.names, rows.tolist(), strict=True) if chosen)
 
 
-def captured_effect(one: Importance, scores: Float[np.ndarray, "half cluster neuron"] | None = None) -> float:
+def captured_effect(one: Importance) -> float:
     """Share of the effects that a ranking's top neurons carry, of those that the best ones carry.
 
     Effects to first order, (activation - baseline) x derivative, ranked on one half of each cluster and summed on the
@@ -78,9 +78,8 @@ def captured_effect(one: Importance, scores: Float[np.ndarray, "half cluster neu
 
     Args:
         one: the importances.
-        scores: to rank by, in the place of the importances.
     """
-    effects, scores = one.half_first_order, one.half_mean if scores is None else scores
+    effects = one.half_first_order
     if effects is None:
         return float("nan")
     judged = one.faithfulness
@@ -93,7 +92,7 @@ def captured_effect(one: Importance, scores: Float[np.ndarray, "half cluster neu
         return float(sums.sum(0)[known] @ one.count.sum(0)[known])
 
     best = carried(effects)
-    return float(np.clip(carried(scores) / best, 0.0, 1.0)) if best > 0 else float("nan")
+    return float(np.clip(carried(one.half_mean) / best, 0.0, 1.0)) if best > 0 else float("nan")
 
 
 def findings_on(results: Results, one: Importance, activity: SiteActivity | None) -> Iterator[Finding]:
@@ -119,8 +118,8 @@ def findings_on(results: Results, one: Importance, activity: SiteActivity | None
             weight=1 - reliability,
         )
     gain, captured = _gains(one), captured_effect(one)
-    poor = _is_poor(captured, gain["activation x derivative"][0])
-    poor = poor or _beaten(results, one, ("gradient_x_activation",)) is not None
+    beaten = _beaten(results, one, ("gradient_x_activation",)) is not None
+    poor = beaten or _is_poor(captured, gain["activation x derivative"][0])
     product = one.attribution == "gradient_x_activation"
     if flat and poor:
         yield about(
@@ -131,7 +130,7 @@ def findings_on(results: Results, one: Importance, activity: SiteActivity | None
             f"{_lds(one, gain, 'activation x derivative of the margin')}.",
             "target='margin'" + ("" if product else ", and attribution='gradient_x_activation'"),
             {"carried_by": carried, "captured": captured, **_lds_figures(one, gain)},
-            weight=1 - captured,
+            weight=_lost(captured),
         )
         if product:
             return  # the other findings on this ranking would say the same of its consequences
@@ -197,7 +196,7 @@ def _kind_of_score(
     """A derivative without a distance, a distance without a derivative, absolute values, signs that cancel."""
     figures = {"captured": captured, **_lds_figures(one, gain)}
     what = f": the top neurons carry {_carry(captured)}{_lds(one, gain, 'activation x derivative of the same pass')}."
-    lost = 1 - captured
+    lost = _lost(captured)
     weighted = np.abs(one.mean).sum(1) @ one.count.sum(0)
     total = one.abs_mean.sum(1) @ one.count.sum(0)
     surviving = float(weighted / total) if total > 0 else float("nan")
@@ -271,7 +270,14 @@ def _kind_of_score(
         )
 
 
+def _lost(captured: float) -> float:
+    """Of the effects; where they are not known, and a comparison has told that much is, half."""
+    return 0.5 if np.isnan(captured) else 1 - captured
+
+
 def _carry(captured: float) -> str:
+    if np.isnan(captured):
+        return "less than others do"
     if captured <= 0:
         return "no effect: to remove them helps rather than hurts"
     return f"{captured:.0%} of the effect that the best ones carry"

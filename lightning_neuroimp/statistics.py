@@ -388,12 +388,3 @@ def sequential_gap_p_values(
         sequential_p_value(null >= level - _ROUNDING, n_draws),
         sequential_p_value(null <= level + _ROUNDING, n_draws),
     )
-
-
-def binomial_p_value(successes: int, trials: int, rate: float) -> float:
-    """Probability of at least so many successes by chance.
-
-    >>> round(binomial_p_value(9, 10, 0.5), 4)
-    0.0107
-    """
-    return float(stats.binom.sf(successes - 1, trials, rate))

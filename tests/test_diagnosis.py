@@ -424,18 +424,27 @@ def test_first_order_that_fails(tanh):
     assert "first-order-fails" not in ids(measured(tanh, attribution=["gradient_x_activation", "leave_one_out"]))
 
 
-def test_what_was_measured_is_believed(tanh):
+def test_what_was_measured_is_believed(relu):
     """A score that another one beats for certain is poor, whatever first order says of both."""
+    results = measured(relu, attribution=["gradient_x_activation", "gradient"])
+    assert rankings.captured_effect(results["1", "gradient"]) > 0.8
+    assert "derivative-without-distance" not in ids(results)
+    (comparison,) = results.comparisons
+    assert comparison.better == "gradient_x_activation"
+    reachable, one = results["1"].faithfulness.overall.gap, results["1", "gradient"]
 
-    def nearly(batch):
-        product = gradient_x_activation(batch)
-        worse = torch.arange(product.shape[1]) % 3 == 0
-        return torch.where(worse, product.abs(), product)
+    def with_gap(gap, captured=True):
+        overall = dataclasses.replace(one.faithfulness.overall, gap=gap)
+        changed = dataclasses.replace(one, faithfulness=dataclasses.replace(one.faithfulness, overall=overall))
+        if not captured:
+            changed = dataclasses.replace(changed, half_first_order=np.full_like(one.half_first_order, np.nan))
+        return diagnosis.diagnose(results.replace(importances=(results["1"], changed)))
 
-    results = measured(tanh, attribution=["gradient_x_activation", nearly])
-    assert rankings.captured_effect(results["1", "nearly"]) > 0.8
-    gaps = [one.faithfulness.overall.gap for one in results.importances]
-    assert ("better-score-at-hand" in ids(results, "nearly")) == (gaps[1] < 0.8 * gaps[0])
+    assert "derivative-without-distance" not in {each.id for each in with_gap(0.85 * reachable)}
+    for captured in (True, False):
+        found = next(each for each in with_gap(0.7 * reachable, captured) if each.id == "derivative-without-distance")
+        assert np.isfinite(found.weight)
+        assert "nan" not in found.text.partition("; LDS")[0]
 
 
 def test_random_scores_are_not_diagnosed(tanh):
