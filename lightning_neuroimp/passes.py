@@ -106,6 +106,7 @@ class Passes:
         self.skipped: dict[str, str] = {}
         self.remarks: dict[str, str] = {}  # per site, on padding
         self.seconds: dict[str, float] = {}
+        self._n_classes: int | None = None
 
     @contextmanager
     def _timed(self, name: str, description: str) -> Iterator[Tick]:
@@ -139,6 +140,7 @@ class Passes:
                         f"the model gave {len(logits)} rows of logits for a batch of {len(index)} samples; each sample "
                         "must have one"
                     )
+                self._check_classes(logits)
                 finite = logits.detach().isfinite().all(1)
                 predicted = logits.detach().argmax(1)
                 classes = explained_classes(logits, said.labels, self.target_class)
@@ -338,7 +340,18 @@ class Passes:
 
     def _forward(self, batch: Any) -> Outcome:
         """What the model says of a batch that has been checked before."""
-        return ask(self.model, batch, self.forward_fn, self.target_class)
+        said = forward_logits(self.model, batch, self.forward_fn, check=False)
+        self._check_classes(said.logits)
+        return Outcome(said.logits, explained_classes(said.logits, said.labels, self.target_class), said.tokens)
+
+    def _check_classes(self, logits: Tensor) -> None:
+        if self._n_classes is None:
+            self._n_classes = logits.shape[1]
+        if logits.shape[1] != self._n_classes:
+            raise ValueError(
+                f"the model gave {self._n_classes} logits for each sample first, and {logits.shape[1]} later: they "
+                "must be as many each time that it is called"
+            )
 
     def _gradients(
         self,

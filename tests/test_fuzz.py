@@ -274,3 +274,12 @@ def test_arguments_are_taken_or_refused(options):
         state = callback.state_dict()
         callback.load_state_dict(state)
         assert callback.summary().endswith("nothing measured yet")
+
+
+@pytest.mark.parametrize("call", [2, 3])
+def test_outputs_that_change_their_shape_are_refused(call):
+    """What the examples above have found."""
+    model = Net("mlp", 3, 3, "relu", "flat", call)
+    batches = [(torch.randn(2, 4), torch.tensor([0, 1])) for _ in range(3)]
+    with pytest.raises(ValueError, match="3 logits for each sample first, and 2 later"):
+        neuron_importance(model, batches, layers="body.1")
