@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_neuroimp.progress import Progress, Tick, silent, tqdm_bar
+from lightning_neuroimp.batches.progress import Progress, Tick, silent, tqdm_bar
 
 _REDRAW = 0.2  # seconds
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from lightning_neuroimp.faithfulness import AblationFaithfulness
+from lightning_neuroimp.ablation.settings import AblationFaithfulness
 
 
 class CostKeeper:

@@ -9,11 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 
-from lightning_neuroimp.agreement import Agreement, agreement
+from lightning_neuroimp.batches.description import Description
 from lightning_neuroimp.callbacks.processes import gather_objects
-from lightning_neuroimp.exemplars import Description
-from lightning_neuroimp.results import Results
-from lightning_neuroimp.tensorboard.summaries import cluster_tags, site_tag, tag, write_summaries
+from lightning_neuroimp.display.tensorboard.summaries import write_summaries
+from lightning_neuroimp.display.tensorboard.tags import cluster_tags, site_tag, tag
+from lightning_neuroimp.results.history import Agreement, agreement
+from lightning_neuroimp.results.measurement import Results
 
 
 def metrics(results: Results, name: str) -> dict[str, float]:

@@ -17,10 +17,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from lightning_neuroimp import report
-from lightning_neuroimp.ablation import ablation_faithfulness
-from lightning_neuroimp.agreement import agreement
-from lightning_neuroimp.attribution import resolve_attributions
+from lightning_neuroimp.ablation.settings import AblationFaithfulness
+from lightning_neuroimp.batches.description import Description, describe_samples
+from lightning_neuroimp.batches.probe import ProbeSampler, ProbeSet
+from lightning_neuroimp.batches.structure import batch_size as samples_in
+from lightning_neuroimp.batches.structure import unpacked
 from lightning_neuroimp.callbacks.bars import say, trainer_progress
 from lightning_neuroimp.callbacks.cost import CostKeeper
 from lightning_neuroimp.callbacks.loggers import (
@@ -41,25 +42,22 @@ from lightning_neuroimp.callbacks.processes import (
     sample_numbers,
 )
 from lightning_neuroimp.callbacks.state import RunState, pack, unpack
-from lightning_neuroimp.clusters import (
-    ClassClusters,
-    KMeansClusters,
-    check_class_names,
-    check_clusters,
-    class_numbers,
-    describe_source,
-)
-from lightning_neuroimp.earlier import Earlier
-from lightning_neuroimp.exemplars import Description, describe_samples, shown_samples
-from lightning_neuroimp.faithfulness import AblationFaithfulness
-from lightning_neuroimp.probe import ProbeSampler, ProbeSet
-from lightning_neuroimp.randomisation import weight_randomisation
-from lightning_neuroimp.removal import check_baseline, check_target, check_target_class, describe_baseline
-from lightning_neuroimp.results import Results, Site
-from lightning_neuroimp.rows import batch_size as samples_in
-from lightning_neuroimp.rows import unpacked
-from lightning_neuroimp.sites import check_layers, find_sites
-from lightning_neuroimp.study import neuron_importance
+from lightning_neuroimp.capture.removal import check_baseline, describe_baseline
+from lightning_neuroimp.capture.sites import check_layers, find_sites
+from lightning_neuroimp.capture.targets import check_target, check_target_class
+from lightning_neuroimp.clusters.choice import check_clusters, describe_source
+from lightning_neuroimp.clusters.classes import ClassClusters, check_class_names, class_numbers
+from lightning_neuroimp.clusters.kmeans import KMeansClusters
+from lightning_neuroimp.display.samples import shown_samples
+from lightning_neuroimp.display.summary import summary as write_summary
+from lightning_neuroimp.importance.attributions.base import resolve_attributions
+from lightning_neuroimp.results.history import agreement
+from lightning_neuroimp.results.measurement import Results
+from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.site import Site
+from lightning_neuroimp.study.ablation import ablation_faithfulness
+from lightning_neuroimp.study.importance import neuron_importance
+from lightning_neuroimp.study.randomisation import weight_randomisation
 
 _MOST_LEFT_OUT = 5  # notes on batches
 
@@ -240,8 +238,8 @@ class NeuronImportance(Callback):
         if self._results is None:
             return f"{self.name}: nothing measured yet"
         if self._checked is None:
-            return report.summary(self._results, self.name, all_findings=all_findings)
-        text = report.summary(self._checked, self.name, all_findings=all_findings)
+            return write_summary(self._results, self.name, all_findings=all_findings)
+        text = write_summary(self._checked, self.name, all_findings=all_findings)
         if self._checked is not self._results:
             text = (
                 f"Note: this is the last check, of epoch {self._checked.epoch}. Epoch {self._results.epoch} was "
@@ -548,7 +546,7 @@ class NeuronImportance(Callback):
             run.check_metrics = check_metrics(results, self.name)
         elif not self._proved:
             self._checked = None  # an earlier run's check says nothing of this one
-        run.metrics, run.earlier = metrics(results, self.name), Earlier.of(results)
+        run.metrics, run.earlier = metrics(results, self.name), PreviousMeasurement.of(results)
         run.history += [agreement(results, one) for one in results.importances]
         run.measured += 1
         if not self._proved:

@@ -16,6 +16,7 @@ from torch.utils.data import DistributedSampler
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 """What wrong arguments and functions that do not fit end in."""
 
+
 _LOADER = 2**40  # sample numbers of different validation loaders must differ
 
 

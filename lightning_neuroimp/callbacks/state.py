@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_neuroimp.agreement import Agreement
-from lightning_neuroimp.earlier import Earlier
+from lightning_neuroimp.results.history import Agreement
+from lightning_neuroimp.results.previous import PreviousMeasurement
 
 VERSION = 1
 
@@ -31,7 +31,7 @@ class RunState:
     metrics: dict[str, float] = field(default_factory=dict)
     check_metrics: dict[str, float] = field(default_factory=dict)
     history: list[Agreement] = field(default_factory=list)
-    earlier: Earlier | None = None
+    earlier: PreviousMeasurement | None = None
 
 
 def pack(run: RunState, configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,5 +86,5 @@ def unpack(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> tuple[
     if state["earlier"] is not None:
         arrays = {name: np.asarray(state["earlier"][name].cpu().numpy()) for name in _ARRAYS}
         means = {(site, name): mean.cpu().numpy() for site, name, mean in state["earlier"]["means"]}
-        run.earlier = Earlier(state["earlier"]["epoch"], means=means, **arrays)
+        run.earlier = PreviousMeasurement(state["earlier"]["epoch"], means=means, **arrays)
     return run, []

@@ -277,7 +277,7 @@ def gloo():
     """Two processes of torch.distributed."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(package.__file__).parent
-        probe = "probe" if (root / "probe.py").exists() else "batches.sampler"
+        probe = "probe" if (root / "probe.py").exists() else "batches.probe"
         script = Path(folder, "run.py")
         script.write_text(GLOO.format(here=str(Path(__file__).parent), probe=probe))
         command = [sys.executable, str(script)]

@@ -1,0 +1,78 @@
+"""Where inputs, targets and masks are in a batch."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_neuroimp.batches.structure import describe, fields_of, to_numpy
+
+LABELS = ("labels", "label", "targets", "target", "y")
+"""Where the targets are in a batch that is a mapping, named tuple or dataclass; the first one counts."""
+
+
+_PADDED = {"attention_mask": False, "src_key_padding_mask": True, "key_padding_mask": True, "padding_mask": True}
+"""Masks of tokens in such a batch, and whether they are true for padding."""
+
+
+REMEDY = (
+    "pass forward_fn=, a function (model, batch) -> (logits, targets) with logits of shape (sample, class) "
+    "and integer class targets of shape (sample,)"
+)
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """Tell inputs from targets.
+
+    Args:
+        batch: what the validation loader yields: a sequence `(inputs, targets)`, or a mapping, named tuple or dataclass
+            with targets named "labels", "label", "targets", "target" or "y".
+
+    Returns:
+        The inputs (a dictionary of all other fields where they have names) and the targets.
+
+    Raises:
+        ValueError: if they cannot be told apart.
+
+    >>> split_batch(["inputs", "targets"])
+    ('inputs', 'targets')
+    >>> split_batch({"image": 1, "label": 2})
+    ({'image': 1}, 2)
+    """
+    named = fields_of(batch)
+    if named is not None:
+        for label in LABELS:
+            if label in named:
+                return {key: part for key, part in named.items() if key != label}, named[label]
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise ValueError(
+        "cannot tell inputs from targets: expected a batch of the form (inputs, targets), or a mapping with one of the "
+        f"keys {', '.join(LABELS)}, got {describe(batch)}; " + REMEDY
+    )
+
+
+def labels_of(batch: Any) -> Int[np.ndarray, " sample"] | None:
+    """The class labels in a batch, before any forward pass; None where they cannot be told."""
+    try:
+        labels = split_batch(batch)[1]
+    except ValueError:
+        return None
+    values = to_numpy(labels) if isinstance(labels, Tensor) else labels
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iubf" or not values.ndim:
+        return None
+    if values.shape[1:] not in ((), (1,)) or (values.dtype.kind == "f" and (values % 1 != 0).any()):
+        return None
+    return values.reshape(-1).astype(np.int64)
+
+
+def find_tokens(batch: Any) -> Any:
+    """The mask in a batch or in its inputs, True where a token is no padding; None without one."""
+    for part in (batch, *(batch[:1] if isinstance(batch, tuple | list) else ())):
+        named = fields_of(part) or {}
+        for key, padded in _PADDED.items():
+            mask = named.get(key)
+            if isinstance(mask, Tensor) and mask.ndim == 2:
+                return mask == 0 if padded else mask != 0
+    return None

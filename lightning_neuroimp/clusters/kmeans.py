@@ -1,0 +1,155 @@
+"""Clusters found by KMeans on embeddings."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import silhouette_score
+from sklearn.preprocessing import StandardScaler, normalize
+
+from lightning_neuroimp.clusters.classes import MAX_CLUSTERS
+from lightning_neuroimp.results.clusters import ClusterTable
+from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.site import Site
+
+MINI_BATCH_FROM = 10**5
+"""With more samples than this KMeans works on mini-batches."""
+
+
+SILHOUETTE_SAMPLES = 1000
+"""The silhouette takes a distance between every two samples: it is computed on so many at most."""
+
+
+@dataclass(frozen=True)
+class KMeansClusters:
+    """Clusters found by KMeans (scikit-learn's; MiniBatchKMeans above 100,000 samples) on embeddings of the samples.
+
+    Attributes:
+        n_clusters: how many; or a pair (least, most), from which the number with the best mean silhouette is taken in
+            the first measurement, and kept.
+        embedding: layer whose output is the embedding (a name or a `Site`; averaged over unpadded positions); by
+            default the input of the last linear layer that the model calls.
+        scale: "standard": each feature to mean 0 and standard deviation 1; "l2": each embedding to length 1, so that
+            angles count; None: as they are.
+        n_components: so many principal components, after scaling, are clustered; None: all features.
+    """
+
+    n_clusters: int | tuple[int, int] = 8
+    embedding: str | Site | None = None
+    scale: str | None = None
+    n_components: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_clusters, tuple | list):
+            ends = tuple(self.n_clusters)
+            if (
+                len(ends) != 2
+                or not all(isinstance(end, int) for end in ends)
+                or not 2 <= ends[0] <= ends[1] <= MAX_CLUSTERS
+            ):
+                raise ValueError(
+                    f"n_clusters must be a number, or a pair (least, most) from 2 to {MAX_CLUSTERS}, got "
+                    f"{self.n_clusters!r}"
+                )
+            object.__setattr__(self, "n_clusters", ends)
+        elif not isinstance(self.n_clusters, int):
+            raise ValueError(f"n_clusters must be a number, or a pair (least, most), got {self.n_clusters!r}")
+        elif self.n_clusters < 2:
+            raise ValueError(f"n_clusters must be at least 2, got {self.n_clusters}")
+        if self.scale not in (None, "standard", "l2"):
+            raise ValueError(f"scale must be None, 'standard' or 'l2', got {self.scale!r}")
+        if self.n_components is not None and self.n_components < 1:
+            raise ValueError(f"n_components must be at least 1, got {self.n_components}")
+
+    def assign(
+        self,
+        embeddings: Float[np.ndarray, "sample feature"],
+        index: Int[np.ndarray, " sample"],
+        previous: ClusterTable | PreviousMeasurement | None,
+        seed: int,
+    ) -> Int[np.ndarray, " sample"]:
+        """A cluster number for every sample, -1 where the embedding is not finite.
+
+        Where the same number of clusters was found before, KMeans starts from the present means of their previous
+        members: started from the old centres it would lose them when the embedding rotates in training.
+
+        Raises:
+            ValueError: if there are more clusters than samples.
+        """
+        finite = np.isfinite(embeddings).all(1)
+        least = self.n_clusters if isinstance(self.n_clusters, int) else self.n_clusters[0]
+        if finite.sum() < least:
+            raise ValueError(
+                f"n_clusters={self.n_clusters} is more than the {finite.sum()} probe samples with finite embeddings; "
+                "ask for fewer clusters, or raise max_samples or limit_val_batches"
+            )
+        points = self._features(embeddings[finite].astype(np.float64), seed)
+        start = self._means_of_members(points, index[finite], previous)
+        if start is not None:
+            found = _kmeans(points, len(start), seed, start)
+        elif isinstance(self.n_clusters, int):
+            found = _kmeans(points, self.n_clusters, seed)
+        else:
+            found = _best_by_silhouette(points, self.n_clusters, seed)
+        number = np.full(len(embeddings), -1, np.int64)
+        number[finite] = found
+        return number
+
+    def _features(self, points: np.ndarray, seed: int) -> np.ndarray:
+        """What is clustered."""
+        if self.scale == "standard":
+            points = StandardScaler().fit_transform(points)
+        elif self.scale == "l2":
+            points = normalize(points)
+        if self.n_components is None or self.n_components >= min(points.shape):
+            return points
+        return PCA(self.n_components, random_state=seed).fit_transform(points)
+
+    def _means_of_members(
+        self, points: np.ndarray, index: np.ndarray, previous: ClusterTable | PreviousMeasurement | None
+    ) -> np.ndarray | None:
+        if previous is None or not self._could_find(len(previous.ids)):
+            return None
+        members = [np.isin(index, previous.history[previous.history[:, 0] == key, 1]) for key in previous.ids]
+        if not all(member.any() for member in members):
+            return None
+        return np.stack([points[member].mean(0) for member in members])
+
+    def _could_find(self, number: int) -> bool:
+        if isinstance(self.n_clusters, int):
+            return number == self.n_clusters
+        return self.n_clusters[0] <= number <= self.n_clusters[1]
+
+    def __str__(self) -> str:
+        layer = f"the output of {self.embedding}" if self.embedding else "the input of the last linear layer"
+        number = self.n_clusters if isinstance(self.n_clusters, int) else "{} to {}".format(*self.n_clusters)
+        scaled = {"standard": ", standardised", "l2": ", scaled to length 1"}.get(self.scale or "", "")
+        reduced = "" if self.n_components is None else f", {self.n_components} principal components"
+        return f"KMeans({number}) on {layer}{scaled}{reduced}"
+
+
+def _kmeans(points: np.ndarray, number: int, seed: int, start: np.ndarray | None = None) -> np.ndarray:
+    kind = MiniBatchKMeans if len(points) > MINI_BATCH_FROM else KMeans
+    with warnings.catch_warnings():
+        # fewer clusters than were asked for, where samples repeat: the table shows how many there are
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if start is None:
+            return kind(number, n_init=10, random_state=seed).fit_predict(points)
+        return kind(number, init=start, n_init=1, random_state=seed).fit_predict(points)
+
+
+def _best_by_silhouette(points: np.ndarray, ends: tuple[int, int], seed: int) -> np.ndarray:
+    """The clusters whose samples are nearest to their own, next to the nearest other one (Rousseeuw, 1987)."""
+    best, highest = None, -np.inf
+    for number in range(ends[0], min(ends[1], len(points) - 1) + 1):
+        found = _kmeans(points, number, seed)
+        if 2 <= len(np.unique(found)) < len(points):
+            size = SILHOUETTE_SAMPLES if len(points) > SILHOUETTE_SAMPLES else None
+            value = silhouette_score(points, found, sample_size=size, random_state=seed)
+            if value > highest:
+                best, highest = found, value
+    return _kmeans(points, ends[0], seed) if best is None else best

@@ -1,0 +1,31 @@
+"""Scores from one forward and one backward pass: the distance that removal moves a neuron, the slope, their product.
+
+The effect of removing neuron j is, to first order, (h_j - b_j) dm/dh_j: the product. Neither factor alone is
+invariant when a neuron is rescaled without changing the function, so neither can measure removal.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
+
+
+def activation(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
+    """H - b, summed over positions; in units of the activations."""
+    return batch.sum_positions(batch.deviation)
+
+
+def gradient(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
+    """dm/dh, summed over positions: a sensitivity, in units of the target per unit of activation."""
+    assert batch.gradient is not None
+    return batch.sum_positions(batch.gradient)
+
+
+def gradient_x_activation(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
+    """(h - b) dm/dh, summed over positions: removal's effect to first order, in units of the target.
+
+    Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", 2017, without
+    their absolute value.
+    """
+    assert batch.gradient is not None
+    return batch.sum_positions(batch.deviation * batch.gradient)

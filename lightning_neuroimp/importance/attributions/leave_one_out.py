@@ -1,0 +1,16 @@
+"""Scores from ablations: what removal does, measured."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
+
+
+def leave_one_out(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
+    """m(h) - m(h with neuron j at its baseline), at all positions: the removal of one neuron alone, exactly.
+
+    Takes one replay of what follows the site for each neuron.
+    """
+    every = torch.eye(batch.n_neurons, dtype=torch.bool, device=batch.activation.device)
+    return batch.suffix.effects(every).T
