@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, LearningRateFinder
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
-from modules import Classifier, loaders, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
@@ -23,6 +22,7 @@ from lightning_neuroimp import (
     ablation_faithfulness,
     neuron_importance,
 )
+from tests.support.lightning_modules import Classifier, loaders, trainer
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),

@@ -11,9 +11,9 @@ from urllib.request import urlopen
 
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
-from modules import Classifier, loaders, trainer
 
 from lightning_neuroimp import AblationFaithfulness, NeuronImportance
+from tests.support.lightning_modules import Classifier, loaders, trainer
 
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from modules import Classifier, loaders, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -23,6 +22,7 @@ from lightning_neuroimp.callbacks.processes import (
     _worst,
     out_of_memory,
 )
+from tests.support.lightning_modules import Classifier, loaders, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -845,7 +845,7 @@ def test_the_command_line_can_set_it(tmp_path, monkeypatch):
     from lightning.pytorch.cli import LightningCLI
 
     arguments = [
-        "--trainer.callbacks+=lightning_neuroimp.callbacks.NeuronImportance",
+        "--trainer.callbacks+=lightning_neuroimp.NeuronImportance",
         "--trainer.callbacks.layers=encoder.2",
         "--trainer.callbacks.clusters=lightning_neuroimp.KMeansClusters",
         "--trainer.callbacks.clusters.n_clusters=5",

@@ -12,7 +12,7 @@ import json, sys, warnings
 import lightning.pytorch as pl, torch
 sys.path.insert(0, {tests!r})
 from lightning.pytorch.strategies import DDPStrategy
-from modules import Classifier, loaders, trainer
+from tests.support.lightning_modules import Classifier, loaders, trainer
 from datetime import timedelta
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance
 
@@ -54,7 +54,7 @@ print("METRICS" + json.dumps(metrics))
 
 
 def run(mode, processes, folder):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder), blocked=__file__)
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), folder=str(folder), blocked=__file__)
     done = subprocess.run(
         [sys.executable, "-c", script, mode, str(processes)], capture_output=True, timeout=240, check=False
     )

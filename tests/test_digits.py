@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from digits import train, validation_batches
 from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, ablation_faithfulness, neuron_importance
+from tests.support.digits import train, validation_batches
 
 SEEDS = range(5)
 pytestmark = pytest.mark.usefixtures("unchecked")

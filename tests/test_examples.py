@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from digits import train, validation_batches
 
 from lightning_neuroimp import neuron_importance
+from tests.support.digits import train, validation_batches
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

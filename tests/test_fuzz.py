@@ -25,8 +25,8 @@ from lightning_neuroimp import (
     Site,
     ablation_faithfulness,
     neuron_importance,
-    report,
 )
+from lightning_neuroimp.display.summary import markdown, summary
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -204,9 +204,9 @@ def test_every_outcome_is_a_result_or_an_error_of_ours(model, batches, options, 
             event("result, checked" if results.has_faithfulness else "result")
             path = Path(folder) / "results.npz"
             results.save(path)
-            text = report.summary(Results.load(path), all_findings=True)
+            text = summary(Results.load(path), all_findings=True)
             assert text
-            assert report.markdown(results)
+            assert markdown(results)
             for one in results.importances:
                 assert one.mean.shape == (len(results.clusters.ids), one.removal.n_neurons)
                 counted = one.count.sum(0) > 0

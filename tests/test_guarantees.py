@@ -2,13 +2,13 @@
 
 import ast
 
-from guarantees import README, rows, written
-from variants import FIT
+from tests.support.guarantees import README, rows, written
+from tests.support.training_variants import FIT
 
 
 def test_the_table_is_up_to_date():
     text = README.read_text()
-    assert written(text) == text, "run python tests/guarantees.py"
+    assert written(text) == text, "run python -m tests.support.guarantees"
 
 
 def test_every_row_has_its_test():

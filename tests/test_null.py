@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from digits import batches, digits, train
 from scipy.stats import binom, kstest
 from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, ProbeSet, ablation_faithfulness, neuron_importance
+from tests.support.digits import batches, digits, train
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from digits import train, validation_batches
-from modules import Classifier, loaders, trainer
 from torch import nn
 
 from lightning_neuroimp import (
@@ -14,7 +12,9 @@ from lightning_neuroimp import (
     neuron_importance,
     weight_randomisation,
 )
-from lightning_neuroimp.report import summary
+from lightning_neuroimp.display.summary import summary
+from tests.support.digits import train, validation_batches
+from tests.support.lightning_modules import Classifier, loaders, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

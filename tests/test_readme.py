@@ -6,9 +6,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from digits import train, validation_batches
-from modules import Classifier, loaders
 from torch import nn
+
+from tests.support.digits import train, validation_batches
+from tests.support.lightning_modules import Classifier, loaders
 
 README = Path(__file__).parent.parent / "README.md"
 pytestmark = pytest.mark.filterwarnings("ignore")

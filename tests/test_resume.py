@@ -8,10 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from modules import Classifier, loaders, trainer
 from torch.utils.data import DataLoader
 
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance
+from tests.support.lightning_modules import Classifier, loaders, trainer
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),

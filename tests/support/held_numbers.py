@@ -283,9 +283,7 @@ def gloo():
         command = [sys.executable, str(script)]
         out = str(Path(folder, "out.json"))
         env = {**__import__("os").environ, "PYTHONPATH": str(root.parent)}
-        runs = [
-            subprocess.Popen([*command, str(rank), str(Path(folder, "store")), out], env=env) for rank in range(2)
-        ]
+        runs = [subprocess.Popen([*command, str(rank), str(Path(folder, "store")), out], env=env) for rank in range(2)]
         for run in runs:
             if run.wait(timeout=300):
                 raise RuntimeError("a gloo process failed")
@@ -458,7 +456,11 @@ def differ(key, one, other):
             return None if worst <= tolerance else f"off by {worst:.2g}"
         return next((found for a, b in zip(one, other, strict=True) if (found := differ(key, a, b))), None)
     if isinstance(one, float) and isinstance(other, int | float):
-        return None if abs(one - other) <= (1e-12 if SCORES.search(key) else 1e-9) * max(1, abs(one)) else f"{one} and {other}"
+        return (
+            None
+            if abs(one - other) <= (1e-12 if SCORES.search(key) else 1e-9) * max(1, abs(one))
+            else f"{one} and {other}"
+        )
     return None if one == other else f"{str(one)[:80]} and {str(other)[:80]}"
 
 

@@ -7,8 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import Function
-from digits import batches, digits, train, validation_batches
 from torch import nn
 
 from lightning_neuroimp import (
@@ -21,7 +19,9 @@ from lightning_neuroimp import (
     neuron_importance,
     symmetric_relevance_gain,
 )
-from lightning_neuroimp.tape import Tape
+from lightning_neuroimp.capture.suffix.tape import Tape
+from tests.support.digits import batches, digits, train, validation_batches
+from tests.support.toys import Function
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
-from digits import train, validation_batches
 from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ablation_faithfulness, neuron_importance
-from lightning_neuroimp.agreement import agreement
-from lightning_neuroimp.figures import (
+from lightning_neuroimp.display.figures import (
     MAX_PANELS,
     agreement_figure,
     deletion_figure,
     specificity_figure,
     to_image,
 )
-from lightning_neuroimp.report import markdown, summary
-from lightning_neuroimp.tensorboard.summaries import MAX_HISTOGRAMS, cluster_tags, write_summaries
+from lightning_neuroimp.display.summary import markdown, summary
+from lightning_neuroimp.display.tensorboard.summaries import MAX_HISTOGRAMS, write_summaries
+from lightning_neuroimp.display.tensorboard.tags import cluster_tags
+from lightning_neuroimp.results.history import agreement
+from tests.support.digits import train, validation_batches
 
 
 @pytest.fixture(scope="module")

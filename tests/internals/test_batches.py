@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from lightning_neuroimp import ProbeSet, ablation_faithfulness, deletion_curve, neuron_importance
-from lightning_neuroimp.batches import find_tokens, forward_logits, labels_of, split_batch
-from lightning_neuroimp.removal import margin
-from lightning_neuroimp.rows import (
+from lightning_neuroimp.batches.fields import find_tokens, labels_of, split_batch
+from lightning_neuroimp.batches.structure import (
     batch_size,
     bytes_per_sample,
     empty_rows,
@@ -18,6 +17,8 @@ from lightning_neuroimp.rows import (
     signature,
     take_rows,
 )
+from lightning_neuroimp.capture.forward import forward_logits
+from lightning_neuroimp.capture.targets import margin
 
 Pair = namedtuple("Pair", "image label")
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, ablation_faithfulness, neuron_importance
-from lightning_neuroimp.deletion import ablate_orders
-from lightning_neuroimp.replay import Replayer
+from lightning_neuroimp.ablation.outcomes import ablate_orders
+from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
 from lightning_neuroimp.statistics import randomisation_p_value
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -66,7 +66,7 @@ def test_removing_the_planted_neurons_takes_the_class_and_only_the_class():
     order = result["site"].top(0, 16)
     groups = batches[0][1].numpy()
     outcome = ablate_orders(
-        Replayer(model, forward(model), result["site"].removal),
+        SuffixRecorder(model, forward(model), result["site"].removal),
         [(batches[0], np.arange(100), groups)],
         [order[None]],
         np.array([2]),
@@ -82,7 +82,7 @@ def test_the_exhaustive_null_gives_the_exact_p_value():
     subsets = [[*pair, *(set(range(16)) - set(pair))] for pair in combinations(range(16), 2)]
     assert len(subsets) == 120
     outcome = ablate_orders(
-        Replayer(model, forward(model), result["site"].removal),
+        SuffixRecorder(model, forward(model), result["site"].removal),
         [(batches[0], np.arange(100), batches[0][1].numpy())],
         [np.array(subset)[None] for subset in subsets],
         np.array([2]),

@@ -1,13 +1,14 @@
+import dataclasses
 import json
 from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
-from digits import train, validation_batches
 from torch import nn
 
 from lightning_neuroimp import KMeansClusters, Results, ablation_faithfulness, neuron_importance
-from lightning_neuroimp import results as module
+from lightning_neuroimp.results import files, measurement
+from tests.support.digits import train, validation_batches
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,10 @@ def test_what_is_saved_is_what_is_loaded(results, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["results.npz"]
     with np.load(path, allow_pickle=False) as file:
         header = json.loads(file["header"].tobytes())
-    assert (header["format"], header["version"]) == (module.FORMAT, module.VERSION)
-    without = results.replace(importances=tuple(module.replace(one, faithfulness=None) for one in results.importances))
+    assert (header["format"], header["version"]) == (measurement.FORMAT, measurement.VERSION)
+    without = results.replace(
+        importances=tuple(dataclasses.replace(one, faithfulness=None) for one in results.importances)
+    )
     without.save(path)
     assert not Results.load(path).has_faithfulness
 
@@ -58,7 +61,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(results, tmp_path, 
 
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patched:
-            patched.setattr(module.os, step, full)
+            patched.setattr(files.os, step, full)
             with pytest.raises(OSError, match="disk full"):
                 results.replace(epoch=9).save(path)
         assert path.read_bytes() == before
@@ -77,10 +80,11 @@ def test_files_that_hold_something_else(results, tmp_path):
     other.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="does not hold results of lightning_neuroimp"):
         Results.load(other)
-    newer = json.dumps({"format": module.FORMAT, "version": 99, "results": None}).encode()
+    newer = json.dumps({"format": measurement.FORMAT, "version": 99, "results": None}).encode()
     np.savez(other, header=np.frombuffer(newer, np.uint8))
     with pytest.raises(
-        ValueError, match=rf"of version 99; this version of lightning_neuroimp reads .* of version {module.VERSION}"
+        ValueError,
+        match=rf"of version 99; this version of lightning_neuroimp reads .* of version {measurement.VERSION}",
     ):
         Results.load(other)
     with pytest.raises(FileNotFoundError):

@@ -8,8 +8,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import in_lockstep
-from digits import batches, digits, train, validation_batches
 from torch import nn
 
 from lightning_neuroimp import (
@@ -20,10 +18,12 @@ from lightning_neuroimp import (
     ablation_faithfulness,
     neuron_importance,
 )
-from lightning_neuroimp.deletion import ablate_orders
-from lightning_neuroimp.replay import Replayer
-from lightning_neuroimp.report import summary
-from lightning_neuroimp.tape import Tape
+from lightning_neuroimp.ablation.outcomes import ablate_orders
+from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
+from lightning_neuroimp.capture.suffix.tape import Tape
+from lightning_neuroimp.display.summary import summary
+from tests.support.digits import batches, digits, train, validation_batches
+from tests.support.toys import in_lockstep
 
 NAMES = ["gradient_x_activation", "gradient", "activation", "random"]
 
@@ -137,7 +137,7 @@ def test_batch_size_and_order_do_not_change_scores(baseline):  # T14
 @pytest.mark.usefixtures("double")
 def test_scores_and_curves_do_not_depend_on_the_number_of_processes(options):  # T14; real processes: test_ddp.py
     """Three processes in lockstep threads, each with a third of the samples."""
-    from lightning_neuroimp.probe import ProbeSampler
+    from lightning_neuroimp.batches.probe import ProbeSampler
 
     x, y = (part[:120] for part in digits(torch.float64))
     model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10))
@@ -202,7 +202,7 @@ def test_ablation_equals_editing_the_weights(kind):
         return model(batch[0]), batch[1]
 
     outcome = ablate_orders(
-        Replayer(model, forward, results["1"].removal),
+        SuffixRecorder(model, forward, results["1"].removal),
         [(data[0], np.arange(60), groups)],
         [order[None] for order in orders],
         removed,

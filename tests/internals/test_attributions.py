@@ -5,12 +5,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import Function, class_zero
-from digits import batches, digits
 from torch import nn
 
 from lightning_neuroimp import Attribution, SiteBatch, neuron_importance
-from lightning_neuroimp.attribution.path import integrated_gradients, masked_gradient
+from lightning_neuroimp.importance.attributions.path import integrated_gradients, masked_gradient
+from tests.support.digits import batches, digits
+from tests.support.toys import Function, class_zero
 
 pytestmark = pytest.mark.usefixtures("double")
 PATHS = ["integrated_gradients", "masked_gradient", "leave_one_out"]

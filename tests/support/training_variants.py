@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from modules import Classifier, loaders, trainer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics.classification import MulticlassAccuracy
+
+from tests.support.lightning_modules import Classifier, loaders, trainer
 
 
 class Module(Classifier):

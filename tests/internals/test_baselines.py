@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import class_zero
-from digits import train, validation_batches
 from torch import nn
 
 from lightning_neuroimp import (
@@ -14,9 +12,11 @@ from lightning_neuroimp import (
     deletion_curve,
     neuron_importance,
 )
-from lightning_neuroimp.donors import Donors, donate
-from lightning_neuroimp.probe import alone
-from lightning_neuroimp.report import summary
+from lightning_neuroimp.batches.processes import alone
+from lightning_neuroimp.capture.donors import Donors, donate
+from lightning_neuroimp.display.summary import summary
+from tests.support.digits import train, validation_batches
+from tests.support.toys import class_zero
 
 SETTINGS = AblationFaithfulness(max_samples=300)
 
@@ -175,7 +175,7 @@ def test_activations_are_described_as_numpy_would():
 
 
 def test_activations_of_broken_samples_and_of_many_batches():
-    from lightning_neuroimp.activity import ActivityMoments
+    from lightning_neuroimp.importance.activity import ActivityMoments
 
     generator = np.random.default_rng(0)
     h = generator.normal(3, 2, (3000, 4, 5))

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from lightning_neuroimp import Removal, Site
-from lightning_neuroimp.removal import TARGETS, check_baseline, check_target, remove, target_values
+from lightning_neuroimp.capture.removal import check_baseline, remove
+from lightning_neuroimp.capture.targets import TARGETS, check_target, target_values
 
 LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
 CLASSES = torch.tensor([0, 1])

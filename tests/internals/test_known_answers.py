@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import Function, class_zero
 from torch import nn
 
 from lightning_neuroimp import Site, neuron_importance
-from lightning_neuroimp.deletion import ablate_orders
-from lightning_neuroimp.replay import Replayer
+from lightning_neuroimp.ablation.outcomes import ablate_orders
+from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
+from tests.support.toys import Function, class_zero
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -99,7 +99,7 @@ def leave_one_out_by_ablation(model, results, site, batch):
         np.roll(np.arange(results[site].removal.n_neurons), -j)[None] for j in range(results[site].removal.n_neurons)
     ]
     outcome = ablate_orders(
-        Replayer(model, lambda batch: (model(batch[0]), batch[1]), results[site].removal),
+        SuffixRecorder(model, lambda batch: (model(batch[0]), batch[1]), results[site].removal),
         [(batch, np.arange(len(clusters)), clusters)],
         orders,
         np.array([1]),

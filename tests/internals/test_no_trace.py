@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from variants import FIT, fitted, monitors
 
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImportance, Results
+from tests.support.training_variants import FIT, fitted, monitors
 
 pytestmark = [
     # the type checker draws from Python's random generator
@@ -105,24 +105,24 @@ def logged(path):
 
 FAULTS = {
     **{f"call {number} of the model": ("forward", number) for number in (1, 3, 4, 5, 8)},
-    "the probe set": "lightning_neuroimp.probe.ProbeSampler.add",
+    "the probe set": "lightning_neuroimp.batches.probe.ProbeSampler.add",
     "KMeans": "sklearn.cluster.KMeans.fit",
-    "identities of clusters": "lightning_neuroimp.identities.keep_identities",
-    "scores": "lightning_neuroimp.passes.Passes.score",
-    "moments": "lightning_neuroimp.importance.ClusterMoments.means",
-    "the judge": "lightning_neuroimp.faithfulness.Judge.faithfulness",
+    "identities of clusters": "lightning_neuroimp.clusters.identities.keep_identities",
+    "scores": "lightning_neuroimp.importance.passes.Passes.score",
+    "moments": "lightning_neuroimp.importance.moments.CellMoments.means",
+    "the judge": "lightning_neuroimp.ablation.judge.Judge.faithfulness",
     "intervals": "lightning_neuroimp.statistics.bootstrap_interval",
-    "false discoveries": "lightning_neuroimp.ablation.false_discovery",
-    "findings": "lightning_neuroimp.ablation.diagnose",
+    "false discoveries": "lightning_neuroimp.study.ablation.false_discovery",
+    "findings": "lightning_neuroimp.study.ablation.diagnose",
     "the folder": "lightning_neuroimp.callbacks.neuron_importance.log_folder",
-    "the results file": "lightning_neuroimp.storage._write_atomically",
+    "the results file": "lightning_neuroimp.results.files._write_atomically",
     "the file's name": "os.replace",
     "scalars": "lightning_neuroimp.callbacks.loggers.cluster_scalars",
     "histograms": "torch.utils.tensorboard.SummaryWriter.add_histogram",
     "text": "torch.utils.tensorboard.SummaryWriter.add_text",
     "pictures": "torch.utils.tensorboard.SummaryWriter.add_image",
-    "a figure": "lightning_neuroimp.tensorboard.summaries.deletion_figure",
-    "drawing": "lightning_neuroimp.tensorboard.summaries.to_image",
+    "a figure": "lightning_neuroimp.display.tensorboard.summaries.deletion_figure",
+    "drawing": "lightning_neuroimp.display.tensorboard.summaries.to_image",
     "samples": "lightning_neuroimp.callbacks.neuron_importance.describe_samples",
 }
 AFTER_THE_MEASUREMENT = list(FAULTS)[list(FAULTS).index("the folder") :]
@@ -230,7 +230,7 @@ def spied(monkeypatch):
     begin = NeuronImportance.on_validation_epoch_end
 
     def spy(self, trainer, pl_module):
-        from variants import left_behind
+        from tests.support.training_variants import left_behind
 
         kept[:] = [trainer, pl_module, left_behind(trainer, pl_module)]
         return begin(self, trainer, pl_module)
@@ -241,7 +241,7 @@ def spied(monkeypatch):
 
 def clean(kept, path):
     """The model is as it was, but for what Lightning itself does when a run ends."""
-    from variants import left_behind
+    from tests.support.training_variants import left_behind
 
     run, model, before = kept
     after = left_behind(run, model)
@@ -263,7 +263,7 @@ def test_a_replay_that_fails_is_a_full_pass(monkeypatch, with_loggers, tmp_path)
     def fail(*args):
         raise RuntimeError("injected")
 
-    monkeypatch.setattr("lightning_neuroimp.tape.Tape.run", fail)
+    monkeypatch.setattr("lightning_neuroimp.capture.suffix.tape.Tape.run", fail)
     _, _, found = fitted("plain", [callback := ours()], tmp_path, logger=logged(tmp_path))
     same(found, with_loggers)
     assert callback.results.has_faithfulness

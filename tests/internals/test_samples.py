@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from conftest import in_lockstep
-from digits import train, validation_batches
 from torch import nn
 
 from lightning_neuroimp import ProbeSet, describe_samples, neuron_importance
-from lightning_neuroimp.exemplars import as_picture, exemplar_rows, neuron_rows, shown_samples, top_neurons
-from lightning_neuroimp.figures import to_image
-from lightning_neuroimp.pictures import samples_figure, samples_markdown
-from lightning_neuroimp.report import summary
+from lightning_neuroimp.batches.description import as_picture
+from lightning_neuroimp.display.figures import to_image
+from lightning_neuroimp.display.sample_pictures import samples_figure, samples_markdown
+from lightning_neuroimp.display.samples import exemplar_rows, neuron_rows, shown_samples, top_neurons
+from lightning_neuroimp.display.summary import summary
+from tests.support.digits import train, validation_batches
+from tests.support.toys import in_lockstep
 
 
 def describe(batch, **options):

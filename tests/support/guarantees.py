@@ -1,23 +1,24 @@
-"""What a training with the callback can count on, with the test that holds it. `python tests/guarantees.py` writes it
+"""What a training with the callback can count on, with the test that holds it. `python -m tests.support.guarantees` writes it
 into README; a test compares."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- guarantees: python tests/guarantees.py -->\n", "<!-- end -->"
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- guarantees: python -m tests.support.guarantees -->\n", "<!-- end -->"
 
 TRACE, AROUND, RESUME, CALLBACK, DDP, FUZZ = (
-    f"tests/test_{name}.py" for name in ("no_trace", "around", "resume", "callback", "ddp", "fuzz")
+    f"tests/{name}.py"
+    for name in ("internals/test_no_trace", "test_around", "test_resume", "test_callback", "test_ddp", "test_fuzz")
 )
 
 
 def rows():
     """Feature, what is guaranteed, test."""
-    from test_no_trace import AFTER_THE_MEASUREMENT, FAULTS
-    from variants import FIT
+    from tests.internals.test_no_trace import AFTER_THE_MEASUREMENT, FAULTS
+    from tests.support.training_variants import FIT
 
     same = "weights, optimizers, schedulers, gradients, flags, buffers, metrics, random states and batches, bit for bit"
     yield from ((f"fit: {name}", same, f"{TRACE}::test_training_is_identical[{name}]") for name in FIT)
@@ -67,7 +68,7 @@ def rows():
     yield (
         "counters, caches, generators, metrics and buffers that a forward pass changes",
         "put back",
-        "tests/test_isolation.py::test_state_of_all_kinds_is_put_back",
+        "tests/internals/test_isolation.py::test_state_of_all_kinds_is_put_back",
     )
     yield "sanity check", "nothing is measured", f"{CALLBACK}::test_the_sanity_check_leaves_nothing"
     yield "fast_dev_run", "one measurement, no files", f"{AROUND}::test_fast_dev_run_measures_once_and_writes_nothing"

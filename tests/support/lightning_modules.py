@@ -2,9 +2,10 @@
 
 import lightning.pytorch as pl
 import torch
-from digits import digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from tests.support.digits import digits
 
 
 class Classifier(pl.LightningModule):

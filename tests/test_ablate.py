@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from families import Attention, Encoder, Residual
 from torch import nn
 
 from lightning_neuroimp import Site, ablate, list_sites, neuron_importance
+from tests.support.families import Attention, Encoder, Residual
 
 X, Y = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
 

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import class_zero, in_lockstep
-from digits import train, validation_batches
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import make_blobs
 from sklearn.decomposition import PCA
@@ -10,12 +8,14 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ProbeSet, ablation_faithfulness, neuron_importance
-from lightning_neuroimp import clusters as clusters_module
-from lightning_neuroimp.clusters import assign_groups
-from lightning_neuroimp.identities import agreement, keep_identities
-from lightning_neuroimp.probe import alone
-from lightning_neuroimp.report import summary
-from lightning_neuroimp.results import ClusterTable
+from lightning_neuroimp.batches.processes import alone
+from lightning_neuroimp.clusters import kmeans as clusters_module
+from lightning_neuroimp.clusters.halves import assign_groups
+from lightning_neuroimp.clusters.identities import agreement, keep_identities
+from lightning_neuroimp.display.summary import summary
+from lightning_neuroimp.results.clusters import ClusterTable
+from tests.support.digits import train, validation_batches
+from tests.support.toys import class_zero, in_lockstep
 
 
 def table(ids, history, source="KMeans"):

@@ -3,12 +3,13 @@ from collections import UserDict
 import numpy as np
 import pytest
 import torch
-from conftest import in_lockstep
 from scipy.stats import binom, chi2
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_neuroimp import ProbeSet
-from lightning_neuroimp.probe import ProbeSampler, sample_keys
+from lightning_neuroimp.batches.keys import sample_keys
+from lightning_neuroimp.batches.probe import ProbeSampler
+from tests.support.toys import in_lockstep
 
 
 def stream(n, size=10, width=2):

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from conftest import class_zero
 from torch import nn
 
 from lightning_neuroimp import Site, neuron_importance
-from lightning_neuroimp.sites import find_sites
+from lightning_neuroimp.capture.sites import find_sites
+from tests.support.toys import class_zero
 
 
 class Deep(nn.Module):

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Function
-from digits import digits, train, validation_batches
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
@@ -19,13 +17,15 @@ from lightning_neuroimp import (
     KMeansClusters,
     Results,
     ablation_faithfulness,
-    diagnosis,
     neuron_importance,
-    rankings,
-    report,
 )
-from lightning_neuroimp.attribution.first_order import gradient_x_activation
-from lightning_neuroimp.randomisation import weight_randomisation
+from lightning_neuroimp.display.summary import markdown as write_markdown
+from lightning_neuroimp.display.summary import summary
+from lightning_neuroimp.importance.attributions.first_order import gradient_x_activation
+from lightning_neuroimp.results.findings import diagnosis, layers, rankings
+from lightning_neuroimp.study.randomisation import weight_randomisation
+from tests.support.digits import digits, train, validation_batches
+from tests.support.toys import Function
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -82,7 +82,7 @@ def test_nothing_speaks_against_the_default_where_it_is_right(name, clusters, re
     results = measured(request.getfixturevalue(name), clusters=clusters, layers=["1", "3"])
     assert results.findings == ()
     assert all(one.faithfulness.overall.verdict == "faithful" for one in results.importances)
-    assert "Findings: none of those that are looked for (examples/findings.md)." in report.summary(results)
+    assert "Findings: none of those that are looked for (examples/findings.md)." in summary(results)
 
 
 def test_few_samples(relu):
@@ -477,21 +477,21 @@ def test_saved_shown_and_ranked(tanh, tmp_path):
         assert dataclasses.asdict(one) == dataclasses.asdict(loaded)
     kinds = list(dict.fromkeys(one.id for one in results.findings))
     assert len(kinds) > 5
-    text = report.summary(results)
+    text = summary(results)
     assert all(f"{number}. {name} (" in text for number, name in enumerate(kinds[:5], 1))
     assert f"6. {kinds[5]}" not in text
     assert f"{len(kinds) - 5} more kinds: summary(all_findings=True)" in text
-    everything = report.summary(results, all_findings=True)
+    everything = summary(results, all_findings=True)
     assert all(f"{number}. {name} (" in everything for number, name in enumerate(kinds, 1))
-    markdown = report.markdown(results)
+    markdown = write_markdown(results)
     assert markdown.index(kinds[0]) < markdown.index("| cluster ")
     assert text.count("To do: ") == 5
 
 
 def test_all_findings_are_explained():
-    page = (Path(__file__).parent.parent / "examples" / "findings.md").read_text()
+    page = (Path(__file__).parents[2] / "examples" / "findings.md").read_text()
     assert re.findall(r"^### `([\w-]+)`$", page, re.MULTILINE) == list(diagnosis.IDS)
-    source = Path(diagnosis.__file__).read_text() + Path(rankings.__file__).read_text()
+    source = "".join(Path(module.__file__).read_text() for module in (diagnosis, layers, rankings))
     assert set(re.findall(r'^ +"([a-z]+(?:-[a-z]+)+|redundancy)",$', source, re.MULTILINE)) == set(diagnosis.IDS)
 
 

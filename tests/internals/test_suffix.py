@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from zoo import CASES
 
 from lightning_neuroimp import Removal, Site, undisturbed
-from lightning_neuroimp.recorder import Recorder
-from lightning_neuroimp.removal import remove
-from lightning_neuroimp.replay import Replayer, ablate
+from lightning_neuroimp.capture.removal import remove
+from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
+from lightning_neuroimp.capture.suffix.suffix import ablate
+from lightning_neuroimp.capture.suffix.tracing import TapeRecorder
+from tests.support.zoo import CASES
 
 SITES = [(name, site) for name, case in CASES.items() for site in case.sites]
 
@@ -65,7 +66,7 @@ def test_replays_equal_hooked_full_passes_bit_for_bit(name, site):
     model, forward, batch = build(CASES[name])
     with undisturbed(model), torch.no_grad():
         removal = removal_at(model, site, forward, copies(batch))
-        replayer = Replayer(model, forward, removal)
+        replayer = SuffixRecorder(model, forward, removal)
         replay = replayer.record(batch)
         assert replayer.reason is None
         changed = 0
@@ -265,7 +266,7 @@ def test_what_cannot_be_replayed_runs_in_full_passes_and_says_why(act):
         return model(batch), torch.arange(6) % 4
 
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = Replayer(model, forward, removal)
+    replayer = SuffixRecorder(model, forward, removal)
     with undisturbed(model), torch.no_grad():
         match = rf"layer 'site': each ablation runs the whole network .*slower and gives the same: {FALLBACKS[act]}"
         with pytest.warns(UserWarning, match=match):
@@ -286,7 +287,7 @@ def test_another_way_through_the_model_is_tried_too():
     torch.manual_seed(0)
     model = Behind(lambda h: in_a_thread(h) if len(h) > 6 else torch.tanh(h)).eval()
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     mask = torch.arange(8)[None] < 3
     with undisturbed(model), torch.no_grad():
         for size in (6, 4, 6):
@@ -318,7 +319,7 @@ def test_a_trial_that_proves_nothing_is_made_again(kind):
     if kind == "bf16":
         model, first, second = model.bfloat16(), first.bfloat16(), second.bfloat16()
     removal = Removal(Site("1"), 1, "zero", np.zeros(site.out_features), "margin")
-    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         with pytest.warns(UserWarning, match="differs from the same in a full pass"):
             assert [replayer.record(batch) is not None for batch in (first, second)]
@@ -337,7 +338,7 @@ def test_a_trial_that_the_model_refuses():
 
     model, batch = Behind(picky).eval(), torch.randn(6, 5)
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         with pytest.warns(UserWarning, match="a random ablation fails in a full pass .ValueError: too many zeros"):
             replay = replayer.record(batch)
@@ -375,7 +376,7 @@ def test_more_that_is_replayed(kind):
     }
     model, batch = Behind(acts[kind]).eval(), torch.randn(6, 5)
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         replay = replayer.record(batch)
         assert replayer.reason is None
@@ -395,7 +396,7 @@ def test_a_replay_is_freed_with_its_last_name():
     """No cycle that keeps a batch's tensors until Python looks for cycles."""
     model = Behind(torch.tanh).eval()
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     gc.collect()
     gc.disable()
     try:
@@ -412,7 +413,7 @@ def test_unchanged_activations_would_prove_nothing():
     """The tape of a model whose work is done in a thread: right for what was recorded, blind for anything else."""
     torch.manual_seed(0)
     model, batch = Behind(in_a_thread).eval(), torch.randn(6, 5)
-    recorder = Recorder()
+    recorder = TapeRecorder()
     with torch.no_grad(), recorder.watch():
         activation = model.site(batch)
         recorder.start(activation)
@@ -429,7 +430,7 @@ def test_values_that_change_later_are_noticed():
     model = Behind(lambda h: h if h.abs().sum() > 0 else h + 1).eval()
     batch = torch.randn(6, 5)
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         replay = replayer.record(batch)
         assert replayer.reason is None
@@ -452,7 +453,7 @@ def test_a_batch_that_does_not_reach_the_site():
 
     model = Sometimes().eval()
     removal = Removal(Site("site"), 1, "zero", np.zeros(5), "margin")
-    replayer = Replayer(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     mask = torch.ones(1, 5) > 0
     with undisturbed(model), torch.no_grad():
         short = torch.randn(2, 5)
@@ -471,7 +472,7 @@ def test_targets_that_depend_on_the_site_are_those_of_the_whole_model():
         return logits, logits.argmax(1)
 
     with undisturbed(model), torch.no_grad():
-        replay = Replayer(model, forward, removal).record(torch.randn(6, 5))
+        replay = SuffixRecorder(model, forward, removal).record(torch.randn(6, 5))
         logits, classes = ablate(replay, removal, torch.arange(8)[None] < 5)
         assert torch.equal(classes, replay.logits.argmax(1))
         assert not torch.equal(classes, logits.argmax(1))
@@ -482,7 +483,7 @@ def test_the_model_batch_and_activations_stay_as_they_were():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with undisturbed(model), torch.no_grad():
         removal = removal_at(model, "second", forward, copies(batch))
-        replay = Replayer(model, forward, removal).record(batch)
+        replay = SuffixRecorder(model, forward, removal).record(batch)
         after_recording = {name: value.clone() for name, value in model.state_dict().items()}
         activation, features = replay.activation.clone(), model.features
         kept = features.clone()
@@ -500,7 +501,7 @@ def test_in_place_layers_behind_the_site_do_not_overwrite_what_is_replayed():
     model, forward, batch = build(CASES["mlp"])
     with undisturbed(model), torch.no_grad():
         removal = removal_at(model, "0", forward, copies(batch))
-        replay = Replayer(model, forward, removal).record(batch)
+        replay = SuffixRecorder(model, forward, removal).record(batch)
         mine = torch.randn(6, 8)
         before = mine.clone()
         assert torch.equal(replay(mine)[0], replay(mine)[0])
@@ -516,14 +517,14 @@ def test_a_site_that_is_called_twice_is_refused():
     model, forward, batch = build(CASES["shared"])
     removal = Removal(Site("again"), 1, "zero", np.zeros(8), "margin")
     with undisturbed(model), pytest.raises(ValueError, match="layer 'again' is called several times"):
-        Replayer(model, forward, removal).record(batch)
+        SuffixRecorder(model, forward, removal).record(batch)
     assert not model.again._forward_hooks
 
 
 def test_errors_of_the_model_are_its_own():
     model = Behind(lambda h: h @ torch.ones(3)).eval()
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = Replayer(model, lambda batch: (model(batch), None), removal)
+    replayer = SuffixRecorder(model, lambda batch: (model(batch), None), removal)
     with undisturbed(model), pytest.raises(RuntimeError, match="size mismatch"):
         replayer.record(torch.randn(6, 5))
     assert replayer.reason is None
@@ -550,7 +551,7 @@ def test_gradients_through_a_replay_equal_those_of_a_full_pass(name, site):
     model, forward, batch = build(CASES[name])
     with undisturbed(model):
         removal = removal_at(model, site, forward, copies(batch))
-        replay = Replayer(model, forward, removal).record(batch)
+        replay = SuffixRecorder(model, forward, removal).record(batch)
         if name == "gru":  # its first step writes into memory that does not depend on the site
             with pytest.warns(UserWarning, match="each gradient runs the whole network .*modified by an inplace"):
                 assert not replay.differentiable
@@ -597,7 +598,7 @@ def test_gradients_that_a_tape_cannot_give_come_from_full_passes(act):
     torch.manual_seed(0)
     model = Behind(act).eval()
     batch, classes = torch.randn(6, 5), torch.zeros(6, dtype=torch.long)
-    replayer = Replayer(
+    replayer = SuffixRecorder(
         model, lambda batch: (model(batch), classes), Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     )
     with undisturbed(model):
@@ -676,7 +677,7 @@ def test_random_programs_replay_bit_for_bit(before, behind, seed):
         return model(batch), torch.zeros(6, dtype=torch.long)
 
     with undisturbed(model), torch.no_grad():
-        replayer = Replayer(model, forward, removal)
+        replayer = SuffixRecorder(model, forward, removal)
         replay = replayer.record(batch)
         assert replayer.reason is None
         for _ in range(2):

@@ -170,7 +170,7 @@ def test_state_of_all_kinds_is_put_back(kind):
 
 def test_large_data_is_not_copied(monkeypatch):
     """What is kept on a module beside its buffers may be a data set."""
-    monkeypatch.setattr("lightning_neuroimp.isolation._LARGE", 16)
+    monkeypatch.setattr("lightning_neuroimp.capture.isolation._LARGE", 16)
     model = Model(lambda module, h: module.data.add_(1) is None or module.small.add_(1) is None or h)
     model.data, model.small = torch.zeros(8), torch.zeros(4)
     run(model)

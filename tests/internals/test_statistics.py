@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
 from lightning_neuroimp import statistics
+from lightning_neuroimp.results.verdict import verdict
 from lightning_neuroimp.statistics import (
     gap,
     gap_p_values,
@@ -19,7 +20,6 @@ from lightning_neuroimp.statistics import (
     resamples,
     weighted_mean,
 )
-from lightning_neuroimp.verdicts import verdict
 
 RNG = np.random.default_rng(0)
 

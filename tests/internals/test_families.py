@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from families import CLASSES, FAMILIES, N, twin_baselines, twin_removed, twin_scores
 
 from lightning_neuroimp import (
     AblationFaithfulness,
@@ -16,10 +15,11 @@ from lightning_neuroimp import (
     list_sites,
     neuron_importance,
 )
-from lightning_neuroimp.ablation import _replayer
-from lightning_neuroimp.donors import Donors
-from lightning_neuroimp.replay import ablate as replayed
-from lightning_neuroimp.rows import batch_size
+from lightning_neuroimp.batches.structure import batch_size
+from lightning_neuroimp.capture.donors import Donors
+from lightning_neuroimp.capture.suffix.suffix import ablate as replayed
+from lightning_neuroimp.study.ablation import suffix_recorder
+from tests.support.families import CLASSES, FAMILIES, N, twin_baselines, twin_removed, twin_scores
 
 BASELINES = ["zero", "mean", "resample", 0.3]
 CLUSTERS = {
@@ -65,7 +65,7 @@ def test_scores_and_ablations_equal_a_slow_twin(name, baseline):
         np.testing.assert_allclose(one.mean[row], scores[member].mean(0), atol=1e-11)
         np.testing.assert_allclose(one.abs_mean[row], scores[member].abs().mean(0), atol=1e-11)
 
-    replayer = _replayer(family.model, probe, one.removal, None, 5)
+    replayer = suffix_recorder(family.model, probe, one.removal, None, 5)
     neurons = [0, scores.shape[1] - 1]
     mask = torch.zeros(1, scores.shape[1], dtype=torch.bool)
     mask[0, neurons] = True

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import class_zero
 from torch import nn
 
 from lightning_neuroimp import Site, neuron_importance
-from lightning_neuroimp.sites import chosen_positions, find_sites
-from lightning_neuroimp.tap import Inputs, describe, read, write
+from lightning_neuroimp.capture.positions import chosen_positions
+from lightning_neuroimp.capture.site_tensor import Inputs, describe, read, write
+from lightning_neuroimp.capture.sites import find_sites
+from tests.support.toys import class_zero
 
 Pair = namedtuple("Pair", "first second")
 

@@ -1,0 +1,1 @@
+"""Data, models and helpers that tests share."""
