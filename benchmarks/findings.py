@@ -209,8 +209,8 @@ def margin_gap(one: Faithfulness) -> float:
 
 def weak(one: Faithfulness, remedy: Faithfulness) -> bool:
     """Whether a ranking falls short of what the remedy reaches: in accuracy, or where that hardly falls, in margin."""
-    if remedy.overall.relative_gap >= verdicts.WEAK:
-        return one.overall.gap < BETTER * remedy.overall.gap
+    if remedy.relative_gap[-1] >= verdicts.WEAK:
+        return one.gap[-1] < BETTER * remedy.gap[-1]
     return margin_gap(one) < BETTER * margin_gap(remedy)
 
 
@@ -246,7 +246,7 @@ def scores(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterat
                     figure = -rankings.captured_effect(results[site, score])
                     yield name, weak(one, default), raised(results, name, site, score), figure
                 for score, absolute in ABSOLUTE_OF.items():
-                    figure = float(judged(results, site, score).overall.alternative_interval[0, 0])
+                    figure = float(judged(results, site, score).alternative_interval[0, -1, 0])
                     true = weak(judged(fresh, site, score), judged(fresh, site, absolute))
                     yield "cancelling-signs", true, raised(results, "cancelling-signs", site, score), figure
                 if baseline == "zero":
@@ -258,8 +258,8 @@ def scores(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterat
 
 def healthy(results: Results, site: str) -> bool:
     """Whether the default is borne out."""
-    overall = judged(results, site, "gradient_x_activation").overall
-    return overall.verdict == "faithful" and overall.lds > 0.8
+    judgement = judged(results, site, "gradient_x_activation")
+    return judgement.verdict[-1] == "faithful" and judgement.lds[-1] > 0.8
 
 
 def raised_of_default(results: Results, site: str) -> bool:
@@ -320,8 +320,8 @@ def references(model: nn.Module, layers: list[str], data: Data, seed: int) -> It
         fresh = measured(model, data.fresh, layers, seed + 1, clusters=clusters, attribution=scores)
         for site in found.sites:
             for score in scores:
-                overall = judged(fresh, site, score).overall
-                ties = bool((overall.gap - overall.reference_gap < verdicts.TIE).any())
+                judgement = judged(fresh, site, score)
+                ties = bool((judgement.gap[-1] - judgement.reference_gap[:, -1] < verdicts.TIE).any())
                 said = raised(found, "no-better-than-reference", site, score)
                 yield "no-better-than-reference", ties, said, 0.0
             exact = [judged(fresh, site, score) for score in ("leave_one_out", "masked_gradient")]
@@ -329,7 +329,7 @@ def references(model: nn.Module, layers: list[str], data: Data, seed: int) -> It
             bends = any(weak(judged(fresh, site, scores[0]), one) for one in exact)
             yield "first-order-fails", bends, raised(found, "first-order-fails", site), 0.0
             yield "first-order-fails, measured alone", bends, raised(alone, "first-order-fails", site), 0.0
-            gaps = [judged(fresh, site, score).overall.gap for score in scores]
+            gaps = [judged(fresh, site, score).gap[-1] for score in scores]
             yield "methods-agree", max(gaps) - min(gaps) < 2 * verdicts.TIE, raised(found, "methods-agree", site), 0.0
 
 
@@ -339,7 +339,7 @@ def falls(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterato
     found = measured(model, data.validation, layers, seed)
     fresh, larger = (measured(model, data.fresh, layers, seed + 1, settings) for settings in (None, more))
     for site in found.sites:
-        true = judged(fresh, site).overall.verdict != "faithful" and judged(larger, site).overall.verdict == "faithful"
+        true = judged(fresh, site).verdict[-1] != "faithful" and judged(larger, site).verdict[-1] == "faithful"
         yield "hardly-any-fall", true, raised(found, "hardly-any-fall", site), 0.0
 
 
@@ -359,7 +359,7 @@ def saturation(make: str, data: Data, seed: int) -> Iterator[Outcome]:
             )
             for site in found.sites:
                 first, exact = (judged(found, site, score) for score in found.attributions)
-                short = weak(first, exact) or first.overall.lds < BETTER * exact.overall.lds
+                short = weak(first, exact) or first.lds[-1] < BETTER * exact.lds[-1]
                 error = found.activity(site).derivative_error
                 yield "saturated-activation", short, raised(found, "saturated-activation", site), error
 

@@ -25,6 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from captum.attr import LayerFeatureAblation
+from lightning_neuroimp.attribution.suffix import Suffix
+from lightning_neuroimp.deletion import ablate_orders
+from lightning_neuroimp.removal import TARGETS, remove
+from lightning_neuroimp.replay import Replayer, ablate
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -33,10 +37,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_neuroimp import Removal, undisturbed
 from lightning_neuroimp import Site as LayerSite
-from lightning_neuroimp.attribution.suffix import Suffix
-from lightning_neuroimp.deletion import ablate_orders
-from lightning_neuroimp.removal import TARGETS, remove
-from lightning_neuroimp.replay import Replayer, ablate
 from lightning_neuroimp.statistics import points
 
 FRACTIONS, N_ORDERS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5), 22

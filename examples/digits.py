@@ -99,8 +99,8 @@ def main() -> None:
     print(f"\n{'=' * 100}")
     print("How well do the scores of encoder.1 predict what removal does (LDS, 1 is perfect)?")
     for attribution in labels.results.attributions:
-        overall = labels.results["encoder.1", attribution].faithfulness.overall
-        print(f"    {attribution:24}{overall.lds:6.2f}, gap {overall.gap:+.3f}: {overall.verdict}")
+        judged = labels.results["encoder.1", attribution].faithfulness
+        print(f"    {attribution:24}{judged.lds[-1]:6.2f}, gap {judged.gap[-1]:+.3f}: {judged.verdict[-1]}")
     print("Run it again with --activation relu, and compare.")
     print(f"\nResults files and logs are in {logger.log_dir}. To look at every epoch:\n")
     print(f"    tensorboard --logdir {options.logs}\n")

@@ -105,7 +105,7 @@ def compare(n_classes: int, n_seeds: int, n_train: int, epochs: int) -> None:
         results = neuron_importance(model, [(x, y)], layers="joined", baseline="mean")
         settings = AblationFaithfulness(n_random=39, fractions=(0.1, 0.2, 0.35))
         results = ablation_faithfulness(model, [(x, y)], results, settings)
-        verdicts.append(results["joined"].faithfulness.overall.verdict)
+        verdicts.append(results["joined"].faithfulness.verdict[-1])
     print(f"\n{n_classes} classes, {n_seeds} seeds, accuracy {np.mean(accuracies):.2f} (chance {1 / n_classes:.2f})")
     print(f"{'seeds in which the middle tower comes first':74}{'in all':>10}{'in every class':>16}")
     for name in recipes:

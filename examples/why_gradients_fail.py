@@ -96,9 +96,9 @@ class Row:
     attribution: str
 
     @property
-    def overall(self):
-        """What removal says."""
-        return self.results[self.site, self.attribution].faithfulness.overall
+    def judged(self):
+        """What removal says; the last row of each field is that of all clusters."""
+        return self.results[self.site, self.attribution].faithfulness
 
     @property
     def findings(self) -> list[str]:
@@ -141,9 +141,9 @@ def table(rows: list[Row]) -> str:
     """As Markdown, readable in a console too."""
     lines = ["| score | gap | p | LDS | verdict | findings |", "|-|-|-|-|-|-|"]
     for row in rows:
-        overall = row.overall
+        judged = row.judged
         lines.append(
-            f"| {row.name} | {overall.gap:+.3f} | {overall.p_value:.2g} | {overall.lds:.2f} | {overall.verdict} | "
+            f"| {row.name} | {judged.gap[-1]:+.3f} | {judged.p_value[-1]:.2g} | {judged.lds[-1]:.2f} | {judged.verdict[-1]} | "
             f"{', '.join(row.findings) or 'none'} |"
         )
     return "\n".join(lines)
@@ -151,10 +151,10 @@ def table(rows: list[Row]) -> str:
 
 def verdict_on(name: str, rows: list[Row]) -> str:
     """What the recipe is worth on one network."""
-    question, default = (next(row.overall for row in rows if row.name == which) for which in (QUESTION, DEFAULT))
-    share = question.gap / default.gap
+    question, default = (next(row.judged for row in rows if row.name == which) for which in (QUESTION, DEFAULT))
+    share = question.gap[-1] / default.gap[-1]
     what = "the derivative and removal agree" if share > 0.8 else "no bug either: they do not agree on this network"
-    return f"{name}: the recipe's gap is {question.gap:+.3f}, {share:.0%} of the default's {default.gap:+.3f}: {what}."
+    return f"{name}: the recipe's gap is {question.gap[-1]:+.3f}, {share:.0%} of the default's {default.gap[-1]:+.3f}: {what}."
 
 
 def flipped(model: Perceptron, x: Tensor, y: Tensor) -> str:
@@ -190,10 +190,10 @@ def draw_curves(found: dict[tuple[str, str], list[Row]], path: Path) -> None:
         rows = {row.name: row for row in found[activation, "labels"]}
         judged = rows[DEFAULT].results["encoder.1"].faithfulness
         share = 100 * judged.removed / rows[DEFAULT].results["encoder.1"].removal.n_neurons
-        low, high = np.percentile(judged.overall.random_accuracy, (5, 95), axis=0)
+        low, high = np.percentile(judged.random_accuracy[:, -1], (5, 95), axis=0)
         panel.fill_between(share, low, high, color="#9a9a9a", alpha=0.4, label="random neurons (5-95%)")
         for name, colour in ((QUESTION, "#d1495b"), ("mean pre-activation", "#b8860b"), (DEFAULT, "#1f5fbf")):
-            panel.plot(share, rows[name].overall.accuracy, color=colour, marker="o", markersize=4, label=name)
+            panel.plot(share, rows[name].judged.accuracy[-1], color=colour, marker="o", markersize=4, label=name)
         panel.set_title(activation)
         panel.set_xlabel("neurons removed (%)")
     panels[0].set_ylabel("accuracy")

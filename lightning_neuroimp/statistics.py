@@ -50,7 +50,7 @@ def relative_gap(
 
 
 def randomisation_p_value(
-    statistic: Float[np.ndarray, "*statistics"], null: Float[np.ndarray, "draw *statistics"]
+    statistic: Float[np.ndarray, "*statistics"], null: Float[np.ndarray, " draw *statistics"]
 ) -> Float[np.ndarray, "*statistics"]:
     """(1 + draws at least as large as the statistic) / (1 + draws): exact where the null is exchangeable with it.
 
@@ -143,27 +143,27 @@ def symmetric_relevance_gain(
 
 
 def specificity(
-    damage: Float[np.ndarray, "cluster cluster"], *, n_permutations: int = 999, seed: int = 0
+    accuracy_drop: Float[np.ndarray, "cluster cluster"], *, n_permutations: int = 999, seed: int = 0
 ) -> tuple[float, float]:
     """Whether removing a cluster's top neurons hurts that cluster more than the others.
 
     Args:
-        damage: `damage[i, j]` is what removing the top neurons of cluster j costs cluster i, in accuracy; rows and
+        accuracy_drop: `accuracy_drop[i, j]` is what removing the top neurons of cluster j costs cluster i, in accuracy; rows and
             columns that are NaN are left out.
         n_permutations: assignments of columns to clusters that are drawn where there are more than that; else all are
             taken.
         seed: of the draws.
 
     Returns:
-        Mean over clusters of (damage to itself - mean damage to the others), and the share of assignments with a value
+        Mean over clusters of (accuracy_drop to itself - mean accuracy_drop to the others), and the share of assignments with a value
         at least as large, the right one counted; NaN for both with fewer than four clusters.
 
     >>> value, p_value = specificity(np.eye(5) * 0.5 + 0.1)
     >>> round(value, 3), round(p_value, 3)
     (0.5, 0.008)
     """
-    kept = np.isfinite(np.diag(damage))
-    matrix = damage[np.ix_(kept, kept)]
+    kept = np.isfinite(np.diag(accuracy_drop))
+    matrix = accuracy_drop[np.ix_(kept, kept)]
     n = len(matrix)
     if n < MIN_SPECIFIC or not np.isfinite(matrix).all():
         return float("nan"), float("nan")
@@ -180,7 +180,7 @@ def specificity(
 
 
 def bootstrap_interval(
-    replicates: Float[np.ndarray, "replicate *statistics"], n: int, level: float = 0.95
+    replicates: Float[np.ndarray, " replicate *statistics"], n: int, level: float = 0.95
 ) -> Float[np.ndarray, "*statistics 2"]:
     """Percentile interval, widened for small samples as Student's t is wider than the normal distribution.
 
@@ -248,7 +248,7 @@ def gap_replicates(
 
 
 def correlation_interval(
-    replicates: Float[np.ndarray, "replicate *statistics"], value: Float[np.ndarray, "*statistics"], n: int
+    replicates: Float[np.ndarray, " replicate *statistics"], value: Float[np.ndarray, "*statistics"], n: int
 ) -> Float[np.ndarray, "*statistics 2"]:
     """95% interval of a correlation: the replicates reflected at the value (basic bootstrap), on Fisher's scale.
 
@@ -388,3 +388,14 @@ def sequential_gap_p_values(
         sequential_p_value(null >= level - _ROUNDING, n_draws),
         sequential_p_value(null <= level + _ROUNDING, n_draws),
     )
+
+
+def percentiles(replicates: Float[np.ndarray, " replicate"]) -> Float[np.ndarray, "2"]:
+    """Return the 2.5% and 97.5% quantiles of replicates; NaN where most of them are not defined."""
+    known = replicates[np.isfinite(replicates)]
+    return np.quantile(known, [0.025, 0.975]) if len(known) > len(replicates) / 2 else np.full(2, np.nan)
+
+
+def nearest_point(removed: Int[np.ndarray, " point"], n_neurons: int, fraction: float) -> int:
+    """Return the point of a curve whose number of removed neurons is nearest to a fraction of all neurons."""
+    return int(np.abs(removed - fraction * n_neurons).argmin())

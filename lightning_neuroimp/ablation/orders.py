@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
-from lightning_neuroimp.batches.keys import sample_keys
+from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
 
@@ -21,26 +21,31 @@ ALTERNATIVES = ("absolute values", "activation size", "activation x derivative")
 
 
 def choose_samples(results: Results, max_samples: int) -> Int[np.ndarray, " chosen"]:
-    """Positions of the samples to ablate: those with the smallest keys among the members of clusters."""
+    """Return the rows of the samples to ablate: the members of clusters with the smallest keys.
+
+    Args:
+        results: of the importance pass.
+        max_samples: upper bound on the number of samples.
+    """
     member = np.flatnonzero(results.sample_half >= 0)
     keys = sample_keys(results.sample_index[member], results.seed)
     return member[np.argsort(keys, kind="stable")[:max_samples]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Orders of removal at one site, and which of them is what; each holds a row per group (cluster and half).
+class RemovalOrders:
+    """Hold the orders of removal at one site, and which of them is what.
 
     Attributes:
-        orders: before the random control.
-        own: of each attribution.
-        size: of the activations' size.
-        shared: of each attribution's one ranking for all clusters.
-        least: of each attribution, least important first; empty where that was not asked for.
-        greedy: of the greedy order; None where that was not asked for.
+        orders: before the random control, each with a row per cell.
+        own: number of each attribution's own order.
+        size: number of the order by the activations' size.
+        shared: number of the order by each attribution's one ranking for all clusters.
+        least: number of each attribution's order, least important first; empty where that was not asked for.
+        greedy: number of the greedy order; None where that was not asked for.
     """
 
-    orders: list[Int[np.ndarray, "group neuron"]]
+    orders: list[Int[np.ndarray, "cell neuron"]]
     own: list[int]
     size: int
     shared: list[int]
@@ -49,36 +54,42 @@ class Plan:
 
     @property
     def control(self) -> int:
-        """Where the random control begins."""
+        """Return the number of the first random order."""
         return len(self.orders)
 
+    def references(self, position: int) -> list[int]:
+        """Return the numbers of an attribution's reference rankings, in the order of `REFERENCES`."""
+        return [self.size, self.shared[position]]
 
-def plan(
-    ones: Sequence[Importance], settings: AblationFaithfulness, greedy: Int[np.ndarray, "group neuron"] | None = None
-) -> Plan:
-    """Orders of removal, each group's from the other half's scores, most important first.
+
+def plan_orders(
+    importances: Sequence[Importance],
+    settings: AblationFaithfulness,
+    greedy: Int[np.ndarray, "cell neuron"] | None = None,
+) -> RemovalOrders:
+    """Order the neurons for removal: in each cell by the other half's scores, most important first.
 
     Args:
-        ones: the attributions of a site.
+        importances: the attributions of a site.
         settings: what is asked for.
-        greedy: the greedy order of each group, from its own samples.
+        greedy: the greedy order of each cell, from its own samples.
     """
-    n = len(ones)
-    own = [_orders(one.half_mean) for one in ones]
+    n = len(importances)
+    own = [_by_other_half(one.half_mean) for one in importances]
     shared = []
-    for one in ones:
+    for one in importances:
         weight = one.count / np.maximum(one.count.sum(1, keepdims=True), 1)
         mean = (weight[..., None] * np.nan_to_num(one.half_mean)).sum(1, keepdims=True)
-        shared.append(_orders(np.repeat(mean, one.half_mean.shape[1], axis=1)))
-    orders = [*own, _orders(ones[0].half_deviation), *shared]
+        shared.append(_by_other_half(np.repeat(mean, one.half_mean.shape[1], axis=1)))
+    orders = [*own, _by_other_half(importances[0].half_deviation), *shared]
     least = list(range(len(orders), len(orders) + n)) if settings.least_first else []
     orders += [order[:, ::-1] for order in own] if settings.least_first else []
     if greedy is not None:
         orders.append(greedy.reshape(-1, 2, greedy.shape[1])[:, ::-1].reshape(greedy.shape))  # of the other half
-    last = len(orders) - 1
-    return Plan(orders, list(range(n)), n, list(range(n + 1, 2 * n + 1)), least, None if greedy is None else last)
+    last = None if greedy is None else len(orders) - 1
+    return RemovalOrders(orders, list(range(n)), n, list(range(n + 1, 2 * n + 1)), least, last)
 
 
-def _orders(half_scores: Float[np.ndarray, "half cluster neuron"]) -> Int[np.ndarray, "group neuron"]:
+def _by_other_half(half_scores: Float[np.ndarray, "half cluster neuron"]) -> Int[np.ndarray, "cell neuron"]:
     swapped = half_scores[::-1].transpose(1, 0, 2)  # (cluster, half, neuron): the scores of the other half
     return np.argsort(-swapped, axis=-1, kind="stable").reshape(-1, half_scores.shape[-1])

@@ -36,7 +36,7 @@ def judge_specificity(
     """
     cluster, half = outcomes.group // 2, outcomes.group % 2
     n = len(classes)
-    damage, balanced = np.full((n, n), np.nan), np.full((2, n), np.nan)
+    accuracy_drop, balanced = np.full((n, n), np.nan), np.full((2, n), np.nan)
     predicted = np.concatenate([outcomes.intact_predicted[None], outcomes.predicted[:, 0]])
     for column in range(n):
         ranked = (one.count[::-1, column] > 0)[half] if len(half) else np.zeros(0, bool)
@@ -44,11 +44,11 @@ def judge_specificity(
         for row in range(n):
             rows = ranked & (cluster == row)
             if rows.any():
-                damage[row, column] = fell[rows].mean()
+                accuracy_drop[row, column] = fell[rows].mean()
         own, others = ranked & (target == classes[column]), ranked & (target != classes[column])
         if classes[column] >= 0 and own.any() and others.any():
             for which, order in enumerate((0, 1 + column)):
                 named = predicted[order] == classes[column]
                 balanced[which, column] = (named[own].mean() + 1 - named[others].mean()) / 2
-    value, p_value = statistics.specificity(damage, seed=seed)
-    return Specificity(removed, damage, value, p_value, balanced)
+    value, p_value = statistics.specificity(accuracy_drop, seed=seed)
+    return Specificity(removed, accuracy_drop, value, p_value, balanced)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 
 from lightning_neuroimp.batches.fields import labels_of
-from lightning_neuroimp.batches.keys import sample_keys
+from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.batches.processes import Gather, alone
 from lightning_neuroimp.batches.structure import batch_size as batch_size_of
 from lightning_neuroimp.batches.structure import (

@@ -42,9 +42,9 @@ def check_metrics(results: Results, name: str) -> dict[str, float]:
     values = {tag(name, "checked_epoch"): float(results.epoch)}
     for one in results.importances:
         if one.faithfulness is not None:
-            overall, key = one.faithfulness.overall, site_tag(name, one, results)
+            judged, key = one.faithfulness, site_tag(name, one, results)
             # a value that is not finite would end the training at a monitor: where there is none it says nothing
-            found = {kind: float(getattr(overall, kind)) for kind in _NOTHING}
+            found = {kind: float(getattr(judged, kind)[-1]) for kind in _NOTHING}
             values |= {
                 f"{key}/{kind}": value if math.isfinite(value) else _NOTHING[kind] for kind, value in found.items()
             }

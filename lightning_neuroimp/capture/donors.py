@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_neuroimp.batches.keys import sample_keys
+from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.capture.positions import token_axis
 

@@ -46,7 +46,7 @@ class Nonlinearity:
     function: Callable[[Tensor], Tensor]
 
     def derivative_error(
-        self, activation: Float[Tensor, "sample *rest"], deviation: Float[Tensor, "sample *rest"]
+        self, activation: Float[Tensor, " sample *rest"], deviation: Float[Tensor, " sample *rest"]
     ) -> tuple[float, float]:
         """Sums over samples and neurons: what the derivative does not see of the function's change, and that change.
 

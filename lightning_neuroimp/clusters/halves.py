@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lightning_neuroimp.batches.fields import labels_of
-from lightning_neuroimp.batches.keys import sample_keys
+from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.batches.processes import Gather
 from lightning_neuroimp.batches.structure import values_to_ids

@@ -51,7 +51,7 @@ def deletion_figure(results: Results, site: str) -> "Figure":
             "samples in a cluster"
         )
     table = results.clusters
-    ablated = checked[0][1].samples.sum(0)
+    ablated = checked[0][1].samples[:, :-1].sum(0)
     largest = [row for row in np.argsort(-table.size, kind="stable").tolist() if ablated[row]]
     rows = sorted(largest[: MAX_PANELS - 1])
     n_rows = -(-len(rows) // _COLUMNS)
@@ -62,7 +62,7 @@ def deletion_figure(results: Results, site: str) -> "Figure":
     grid = figure.add_gridspec(1 + n_rows, _COLUMNS, height_ratios=heights)
     removal = results[site].removal
     whole = figure.add_subplot(grid[0, :])
-    _draw_panel(whole, checked, None, removal.n_neurons, size=14)
+    _draw_panel(whole, checked, -1, removal.n_neurons, size=14)
     whole.set_xlabel(f"neurons removed (%), set to {removal.baseline}, most important first", fontsize=14)
     whole.set_ylabel("accuracy", fontsize=14)
     when = f", epoch {results.epoch}" if results.epoch >= 0 else ""
@@ -89,31 +89,30 @@ def deletion_figure(results: Results, site: str) -> "Figure":
 
 
 def _draw_panel(
-    panel: "Axes", checked: list[tuple[str, Faithfulness]], row: int | None, n_neurons: int, size: int
+    panel: "Axes", checked: list[tuple[str, Faithfulness]], row: int, n_neurons: int, size: int
 ) -> None:
-    """One cluster's curves, or (row None) all clusters'; `size` is that of the letters, in points."""
+    """Draw one cluster's curves, or for row -1 all clusters'; `size` is that of the letters, in points."""
     first = checked[0][1]
     share = 100 * first.removed / n_neurons
     width = size / 9
-    random = first.overall.random_accuracy if row is None else first.random_accuracy[:, row]
+    random = first.random_accuracy[:, row]
     low, high = np.percentile(random, _BAND, axis=0)
     label = f"random orders: mean, {_BAND[0]}-{_BAND[1]}% of {len(random)}"
     panel.fill_between(share, low, high, color="#9a9a9a", alpha=0.35, linewidth=0)
     panel.plot(share, random.mean(0), color="#6f6f6f", linewidth=1.4 * width, label=label)
-    references = first.overall.reference_accuracy if row is None else first.reference_accuracy[:, row]
+    references = first.reference_accuracy[:, row]
     for style, reference, curve in zip(("--", "-."), first.references, references, strict=True):
         panel.plot(share, curve, color="#444444", linewidth=0.8 * width, linestyle=style, label=reference)
     for line, (attribution, faithfulness) in enumerate(checked):
         colour = _COLOURS[line % len(_COLOURS)]
-        curve = faithfulness.overall.accuracy if row is None else faithfulness.accuracy[row]
+        curve = faithfulness.accuracy[row]
         panel.plot(
             share, curve, color=colour, linewidth=1.6 * width, marker="o", markersize=3 * width, label=attribution
         )
-        gap = faithfulness.overall.gap if row is None else float(faithfulness.gap[row])
-        verdict = faithfulness.overall.verdict if row is None else faithfulness.verdict[row]
-        least = faithfulness.overall.least_accuracy
-        if least is not None:
-            curve = least if row is None or faithfulness.least_accuracy is None else faithfulness.least_accuracy[row]
+        gap = float(faithfulness.gap[row])
+        verdict = faithfulness.verdict[row]
+        if faithfulness.least_accuracy is not None:
+            curve = faithfulness.least_accuracy[row]
             panel.plot(
                 share,
                 curve,
@@ -124,9 +123,9 @@ def _draw_panel(
             )
         # one line per attribution above the panel, in the colour of its curve
         above = 4 + 1.2 * size * (len(checked) - 1 - line)
-        interval = faithfulness.overall.gap_interval if row is None else faithfulness.gap_interval[row]
+        interval = faithfulness.gap_interval[row]
         words = f"gap {round(gap, 2) + 0.0:+.2f}, {verdict}"
-        if row is None and not np.isnan(interval).any():
+        if row < 0 and not np.isnan(interval).any():
             words = f"gap {gap:+.2f} (95%: {interval[0]:+.2f} to {interval[1]:+.2f}), {verdict}"
         panel.annotate(
             words, (0.5, 1), (0, above), "axes fraction", "offset points", color=colour, ha="center", fontsize=size
@@ -168,10 +167,10 @@ def specificity_figure(results: Results, site: str) -> "Figure":
     side = 2.4 + 0.34 * n
     figure = Figure(figsize=(side * len(measured) + 0.8, side + 0.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    limit = max(0.05, *(float(np.nanmax(np.abs(one.damage), initial=0.0)) for _, one in measured))
+    limit = max(0.05, *(float(np.nanmax(np.abs(one.accuracy_drop), initial=0.0)) for _, one in measured))
     for number, (attribution, one) in enumerate(measured):
         panel = figure.add_subplot(1, len(measured), number + 1)
-        image = panel.imshow(one.damage, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        image = panel.imshow(one.accuracy_drop, cmap="RdBu_r", vmin=-limit, vmax=limit)
         panel.set_xticks(range(n), names, rotation=90, fontsize=9, parse_math=False)
         panel.set_yticks(range(n), names if number == 0 else [""] * n, fontsize=9, parse_math=False)
         panel.set_xlabel(f"top {one.removed} neurons of this cluster removed", fontsize=10)

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from lightning_neuroimp.batches.description import Description
+
+Description = str | UInt8[np.ndarray, "height width 3"]
+"""What a sample looks like: words or a picture."""
 
 _CELL = 96  # pixels
 

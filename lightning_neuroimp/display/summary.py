@@ -99,7 +99,7 @@ def _whose(target_class: str | int) -> str:
 
 
 def _title(one: Importance) -> str:
-    verdict = f": {one.faithfulness.overall.verdict}" if one.faithfulness is not None else ""
+    verdict = f": {one.faithfulness.verdict[-1]}" if one.faithfulness is not None else ""
     return f"{one.site}, {one.removal.n_neurons} neurons, {one.attribution}{verdict}"
 
 
@@ -133,8 +133,13 @@ def _table(results: Results, one: Importance) -> tuple[list[str], list[list[str]
             line += [_p(faithfulness.p_value[row]), _p(faithfulness.q_value[row]), faithfulness.verdict[row]]
         rows.append(line)
     if faithfulness is not None:
-        overall = faithfulness.overall
-        whole = [_signed(overall.gap), _interval(overall.gap_interval), _p(overall.p_value), "", overall.verdict]
+        whole = [
+            _signed(faithfulness.gap[-1]),
+            _interval(faithfulness.gap_interval[-1]),
+            _p(faithfulness.p_value[-1]),
+            "",
+            faithfulness.verdict[-1],
+        ]
         rows.append(["all", str(table.size.sum()), "", *whole])
     return headers, rows
 
@@ -153,22 +158,29 @@ def composition(counts: np.ndarray, names: Sequence[str] = (), most: int = 3) ->
 def _remarks(results: Results, one: Importance) -> list[str]:
     lines = []
     if one.faithfulness is not None:
-        faithfulness, overall = one.faithfulness, one.faithfulness.overall
+        faithfulness = one.faithfulness
         others = ", ".join(
-            f"{name} {_signed(gap)}" for name, gap in zip(faithfulness.references, overall.reference_gap, strict=True)
+            f"{name} {_signed(gap)}"
+            for name, gap in zip(faithfulness.references, faithfulness.reference_gap[:, -1], strict=True)
         )
-        lds = "not defined" if np.isnan(overall.lds) else f"{overall.lds:.2f} ({_interval(overall.lds_interval, 2)})"
+        lds = (
+            "not defined"
+            if np.isnan(faithfulness.lds[-1])
+            else f"{faithfulness.lds[-1]:.2f} ({_interval(faithfulness.lds_interval[-1], 2)})"
+        )
         lines += [
-            f"Gaps of simpler rankings, to compare with {_signed(overall.gap)}: {others}.",
+            f"Gaps of simpler rankings, to compare with {_signed(faithfulness.gap[-1])}: {others}.",
             f"Scores against measured effects of random removals (LDS, 1 is perfect): {lds}.",
         ]
-        if overall.least_accuracy is not None:
+        if faithfulness.least_accuracy is not None:
             lines.append(
-                f"Symmetric relevance gain (least important first - most important first): {_signed(overall.srg)} "
-                f"({_interval(overall.srg_interval)})."
+                f"Symmetric relevance gain (least important first - most important first): {_signed(faithfulness.srg[-1])} "
+                f"({_interval(faithfulness.srg_interval[-1])})."
             )
-        if overall.greedy_accuracy is not None:
-            lines.append(f"Share of the gap of a greedy order (normalised gap): {_share(overall.normalised_gap)}.")
+        if faithfulness.greedy_accuracy is not None:
+            lines.append(
+                f"Share of the gap of a greedy order (normalised gap): {_share(faithfulness.normalised_gap[-1])}."
+            )
         if faithfulness.specificity is not None:
             specificity = faithfulness.specificity
             lines.append(
@@ -259,7 +271,7 @@ def _comparison(one: Comparison) -> str:
 def discoveries(results: Results) -> str:
     """How many clusters' gaps hold once it is taken into account that many were tested, and whether they could."""
     checked = [one.faithfulness for one in results.importances if one.faithfulness is not None]
-    q_values = np.concatenate([one.q_value for one in checked])
+    q_values = np.concatenate([one.q_value[:-1] for one in checked])
     n_tests, n_draws = int(np.isfinite(q_values).sum()), min(one.n_draws for one in checked)
     found = int((q_values <= LEVEL).sum())
     text = f"q:   smallest false discovery rate at which a cluster counts; {found} of {n_tests} do at {LEVEL:.0%}."
@@ -276,7 +288,7 @@ def explain(results: Results) -> str:
         if one.faithfulness is not None:
             counts = ", ".join(map(str, one.faithfulness.removed))
             removed[one.removal.n_neurons] = f"{counts} of {one.removal.n_neurons}"
-            n_draws, n_samples = one.faithfulness.n_draws, int(one.faithfulness.samples.sum())
+            n_draws, n_samples = one.faithfulness.n_draws, int(one.faithfulness.samples[:, -1].sum())
     return (
         "gap: accuracy left by random removal minus accuracy left by removing the top neurons, mean over removing\n"
         f"     {'; '.join(removed.values())} neurons; on {n_samples} samples, ranked on one half of a cluster and "

@@ -123,7 +123,9 @@ class Passes:
         for name, reason in watch.skipped.items():
             self.skipped.setdefault(name, reason)
 
-    def survey(self, tap: EmbeddingReader, *, required: bool, averaged: bool) -> tuple[SampleTable, dict[str, np.ndarray]]:
+    def survey(
+        self, tap: EmbeddingReader, *, required: bool, averaged: bool
+    ) -> tuple[SampleTable, dict[str, np.ndarray]]:
         """The forward pass before: embeddings, predictions, and the mean activation of each channel of each site.
 
         Args:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from lightning_neuroimp.results.record import Record
 
-@dataclass(frozen=True, eq=False)
-class SiteActivity:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteActivity(Record):
     """What the activations of a site are like on the probe set, over all (unpadded) positions.
 
     Attributes:

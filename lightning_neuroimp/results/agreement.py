@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from lightning_neuroimp.results.record import Record
 
-@dataclass(frozen=True, eq=False)
-class Randomisation:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Randomisation(Record):
     """How far importances follow the model's weights.
 
     Attributes:
@@ -23,8 +25,8 @@ class Randomisation:
     rank_correlation: Float[np.ndarray, "stage cluster"]
 
 
-@dataclass(frozen=True, eq=False)
-class Reliability:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reliability(Record):
     """How well the two halves of each cluster agree on its neurons.
 
     Attributes:
@@ -42,8 +44,8 @@ class Reliability:
     samples_needed: Float[np.ndarray, " cluster"]
 
 
-@dataclass(frozen=True, eq=False)
-class Drift:
+@dataclass(frozen=True, eq=False, repr=False)
+class Drift(Record):
     """How importances have changed since the last measured epoch, cluster by identity.
 
     Attributes:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from lightning_neuroimp.results.record import Record
 
-@dataclass(frozen=True, eq=False)
-class ClusterTable:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClusterTable(Record):
     """What the clusters are, on the probe set.
 
     Attributes:

@@ -1,71 +1,27 @@
-"""Faithfulness: deletion curves of a ranking against random removal."""
+"""Faithfulness: how removal supports a ranking, against random removal of the same neurons."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from lightning_neuroimp.results.record import Record
 
-@dataclass(frozen=True, eq=False)
-class Overall:
-    """Faithfulness of a site as a whole: all clusters together, weighted by their sizes.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DeletionCurve(Record):
+    """Hold what is left of a model's accuracy and margin when neurons are removed in one order.
 
     Attributes:
+        removed: number of removed neurons at each point.
+        accuracy: accuracy at each point, 0 to 1.
+        margin: mean margin at each point, in logits.
         intact_accuracy: accuracy with all neurons, 0 to 1.
-        accuracy: the deletion curve, most important neurons first.
-        random_accuracy: the same for each random order.
-        reference_accuracy: the same for each reference ranking.
-        gap: mean over the numbers of removed neurons of (accuracy under random removal - accuracy under removal of
-            the most important), in accuracy (0 to 1).
-        relative_gap: gap over the mean accuracy under random removal.
-        p_value: share of random orders with a gap at least as large, the ranking itself counted.
-        p_value_worse: the same for a gap at most as large.
-        lds: linear datamodeling score, the correlation of predicted with measured joint effects, mean over clusters.
-        verdict: in words.
-        reference_gap: gap of each reference ranking.
-        reference_interval: 95% of (gap - gap of each reference ranking), over the samples.
-        alternative_lds: the LDS of each alternative score that the same pass has given.
-        alternative_interval: 95% of (LDS of each alternative - LDS).
-        gap_interval: 95%, with samples and random orders drawn again and the rankings fixed.
-        lds_interval: 95%, with random orders drawn again, for the samples that were ablated.
-        least_accuracy: the curve with the least important neurons removed first; None where it was not asked for.
-        srg, srg_interval: symmetric relevance gain, the mean over the points of (least first - most first).
-        greedy_accuracy: the curve of a greedy order; None where it was not asked for.
-        normalised_gap: gap over that of the greedy order; NaN where that is not positive.
-    """
+        intact_margin: mean margin with all neurons, in logits.
 
-    intact_accuracy: float
-    accuracy: Float[np.ndarray, " point"]
-    random_accuracy: Float[np.ndarray, "draw point"]
-    reference_accuracy: Float[np.ndarray, "reference point"]
-    gap: float
-    relative_gap: float
-    p_value: float
-    p_value_worse: float
-    lds: float
-    verdict: str
-    reference_gap: Float[np.ndarray, " reference"]
-    reference_interval: Float[np.ndarray, "reference 2"]
-    alternative_lds: Float[np.ndarray, " alternative"]
-    alternative_interval: Float[np.ndarray, "alternative 2"]
-    gap_interval: Float[np.ndarray, "2"]
-    lds_interval: Float[np.ndarray, "2"]
-    least_accuracy: Float[np.ndarray, " point"] | None
-    srg: float
-    srg_interval: Float[np.ndarray, "2"]
-    greedy_accuracy: Float[np.ndarray, " point"] | None
-    normalised_gap: float
-
-
-@dataclass(frozen=True, eq=False)
-class DeletionCurve:
-    """What is left when neurons are removed in one order.
-
-    Attributes:
-        removed: how many neurons, at each point.
-        accuracy: 0 to 1.
-        margin: mean margin, in logits.
-        intact_accuracy, intact_margin: with all neurons.
+    >>> curve = DeletionCurve(np.array([1, 2]), np.array([0.9, 0.5]), np.array([2.0, 0.1]), 1.0, 3.0)
+    >>> float(curve.intact_accuracy - curve.accuracy[-1])
+    0.5
     """
 
     removed: Int[np.ndarray, " point"]
@@ -75,37 +31,47 @@ class DeletionCurve:
     intact_margin: float
 
 
-@dataclass(frozen=True, eq=False)
-class Specificity:
-    """What removing the top neurons of one cluster does to all others.
+@dataclass(frozen=True, eq=False, repr=False)
+class Specificity(Record):
+    """Hold what removing the top neurons of one cluster costs every cluster.
 
     Attributes:
-        removed: how many neurons.
-        damage: fall of the accuracy of the cluster of the row when the top neurons of the cluster of the column are
-            removed; ranked on one half, removed on the other.
-        value: mean over clusters of (damage to itself - mean damage to the others).
-        p_value: share of assignments of columns to clusters with a value at least as large; NaN below four clusters.
-        balanced_accuracy: with all neurons, and without the cluster's top neurons: of telling the cluster's class from
-            all others, the mean of both rates; NaN for clusters that are not of one class each.
+        removed: number of removed neurons.
+        accuracy_drop: fall of the accuracy, 0 to 1, of the row's cluster when the top neurons of the column's cluster
+            are removed; ranked on one half, removed on the other.
+        value: mean over clusters of (drop of the cluster itself - mean drop of the others).
+        p_value: fraction of assignments of columns to clusters whose value is at least as large; NaN below four
+            clusters.
+        balanced_accuracy: of telling the cluster's class from all others, the mean of both rates, with all neurons
+            (first row) and without the cluster's top neurons (second row); NaN for clusters of several classes.
+
+    >>> Specificity(1, np.eye(4), 1.0, 0.04, np.ones((2, 4))).removed
+    1
     """
 
     removed: int
-    damage: Float[np.ndarray, "cluster cluster"]
+    accuracy_drop: Float[np.ndarray, "cluster cluster"]
     value: float
     p_value: float
     balanced_accuracy: Float[np.ndarray, "2 cluster"]
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Two attributions at one site: whose ranking does removal bear out better?
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Record):
+    """Compare two attributions at one site: which ranking does removal support better?
 
     Attributes:
-        site: name of the module.
-        first, second: the attributions.
-        difference: gap of the first one - gap of the second one, all clusters together.
-        interval: 95%, over the samples that both removed neurons of, with the rankings fixed.
-        cluster_difference, cluster_interval: the same per cluster.
+        site: the site in words.
+        first: name of one attribution.
+        second: name of the other one.
+        difference: gap of the first one - gap of the second one, all clusters together, in accuracy (0 to 1).
+        interval: 95% interval of the difference over the samples, with the rankings fixed.
+        cluster_difference: difference in each cluster.
+        cluster_interval: 95% interval in each cluster.
+
+    >>> both = Comparison("1", "gradient", "activation", -0.1, np.array([-0.2, -0.05]), np.ones(1), np.ones((1, 2)))
+    >>> both.better
+    'activation'
     """
 
     site: str
@@ -118,64 +84,86 @@ class Comparison:
 
     @property
     def better(self) -> str | None:
-        """The better one, where the interval does not hold zero."""
+        """Name the better attribution; None where the interval holds zero."""
         return self.first if self.interval[0] > 0 else self.second if self.interval[1] < 0 else None
 
 
-@dataclass(frozen=True, eq=False)
-class Faithfulness:
-    """Deletion curves of one ranking against random removal.
+@dataclass(frozen=True, eq=False, repr=False)
+class Faithfulness(Record):
+    """Hold how removal supports one ranking: per cluster, and in the last row for all clusters together.
 
     Each cluster has two halves; neurons are ranked on one and ablated on the other, both ways, and the outcomes of the
-    two are pooled. The gap is the unweighted mean over `removed` of (mean random control - deletion curve).
+    two are pooled. Axes named `row` have one entry per cluster, in the order of the cluster table, and a last one for
+    all clusters, weighted by their sizes: `faithfulness.gap[-1]` is the gap of the layer.
 
     Attributes:
-        removed: how many neurons were removed at each point of the curves.
-        samples: ablated samples per half and cluster.
+        removed: number of removed neurons at each point of the curves.
+        samples: number of ablated samples.
         intact_accuracy: accuracy with all neurons, 0 to 1.
         intact_margin: mean margin with all neurons, in logits.
-        accuracy, margin: the deletion curve, most important neurons first.
-        random_accuracy, random_margin: the same for each random order.
+        accuracy: the deletion curve, most important neurons first.
+        margin: its mean margin.
+        random_accuracy: the deletion curve of each random order.
+        random_margin: its mean margin.
         references: names of the reference rankings.
         reference_accuracy: their deletion curves.
-        alternatives: names of other scores that the same pass has given, without removals of their own.
-        alternative_lds: their LDS.
-        gap, relative_gap, p_value, p_value_worse, lds, verdict, reference_gap, gap_interval, lds_interval,
-            least_accuracy, srg, srg_interval, greedy_accuracy, normalised_gap: as in `Overall`, per cluster.
+        gap: unweighted mean over `removed` of (mean accuracy under random removal - deletion curve), in accuracy
+            (0 to 1); positive is faithful.
+        relative_gap: gap over the mean accuracy under random removal.
+        p_value: fraction of the random orders (counting the ranking itself) whose gap is at least as large.
+        p_value_worse: fraction whose gap is at most as large.
         q_value: smallest false discovery rate, over all clusters, sites and attributions of the measurement, at which
-            the cluster's gap is a discovery.
-        n_draws: random orders that were asked for; fewer were made where all was decided before.
+            the cluster's gap is a discovery; NaN in the last row, which is not one of these tests.
+        verdict: see `results.verdict`.
+        lds: linear datamodeling score: correlation, over random removals of a tenth of the neurons, of the sum of
+            their scores with the measured fall of the margin; mean over the halves.
+        reference_gap: gap of each reference ranking.
+        reference_interval: 95% interval of (gap - gap of each reference ranking), over the samples.
+        alternatives: names of other scores that the same pass gave, without removals of their own.
+        alternative_lds: their LDS.
+        alternative_interval: 95% interval of (LDS of each alternative - LDS), over the random orders.
+        gap_interval: 95% interval of the gap, with samples and random orders drawn again and the rankings fixed.
+        lds_interval: 95% interval of the LDS, with random orders drawn again, for the samples that were ablated.
+        least_accuracy: deletion curve with the least important neurons first; None where it was not asked for.
+        srg: symmetric relevance gain: mean over the points of (least first - most first).
+        srg_interval: its 95% interval over the samples.
+        greedy_accuracy: deletion curve of a greedy order; None where it was not asked for.
+        normalised_gap: gap over that of the greedy order; NaN where that is not positive.
+        n_draws: number of random orders that were asked for; fewer were made where all was decided before.
         specificity: None where it was not asked for.
-        overall: all clusters together.
+
+    References:
+        arXiv 2401.06654 (symmetric relevance gain); arXiv 2404.11534 (LDS for components of a network).
     """
 
     removed: Int[np.ndarray, " point"]
-    samples: Int[np.ndarray, "half cluster"]
-    intact_accuracy: Float[np.ndarray, " cluster"]
-    intact_margin: Float[np.ndarray, " cluster"]
-    accuracy: Float[np.ndarray, "cluster point"]
-    margin: Float[np.ndarray, "cluster point"]
-    random_accuracy: Float[np.ndarray, "draw cluster point"]
-    random_margin: Float[np.ndarray, "draw cluster point"]
+    samples: Int[np.ndarray, "half row"]
+    intact_accuracy: Float[np.ndarray, " row"]
+    intact_margin: Float[np.ndarray, " row"]
+    accuracy: Float[np.ndarray, "row point"]
+    margin: Float[np.ndarray, "row point"]
+    random_accuracy: Float[np.ndarray, "draw row point"]
+    random_margin: Float[np.ndarray, "draw row point"]
     references: tuple[str, ...]
-    reference_accuracy: Float[np.ndarray, "reference cluster point"]
-    gap: Float[np.ndarray, " cluster"]
-    relative_gap: Float[np.ndarray, " cluster"]
-    p_value: Float[np.ndarray, " cluster"]
-    p_value_worse: Float[np.ndarray, " cluster"]
-    lds: Float[np.ndarray, " cluster"]
-    reference_gap: Float[np.ndarray, "reference cluster"]
-    alternatives: tuple[str, ...]
-    alternative_lds: Float[np.ndarray, "alternative cluster"]
+    reference_accuracy: Float[np.ndarray, "reference row point"]
+    gap: Float[np.ndarray, " row"]
+    relative_gap: Float[np.ndarray, " row"]
+    p_value: Float[np.ndarray, " row"]
+    p_value_worse: Float[np.ndarray, " row"]
+    q_value: Float[np.ndarray, " row"]
     verdict: tuple[str, ...]
-    gap_interval: Float[np.ndarray, "cluster 2"]
-    lds_interval: Float[np.ndarray, "cluster 2"]
-    least_accuracy: Float[np.ndarray, "cluster point"] | None
-    srg: Float[np.ndarray, " cluster"]
-    srg_interval: Float[np.ndarray, "cluster 2"]
-    greedy_accuracy: Float[np.ndarray, "cluster point"] | None
-    normalised_gap: Float[np.ndarray, " cluster"]
-    q_value: Float[np.ndarray, " cluster"]
+    lds: Float[np.ndarray, " row"]
+    reference_gap: Float[np.ndarray, "reference row"]
+    reference_interval: Float[np.ndarray, "reference row 2"]
+    alternatives: tuple[str, ...]
+    alternative_lds: Float[np.ndarray, "alternative row"]
+    alternative_interval: Float[np.ndarray, "alternative row 2"]
+    gap_interval: Float[np.ndarray, "row 2"]
+    lds_interval: Float[np.ndarray, "row 2"]
+    least_accuracy: Float[np.ndarray, "row point"] | None
+    srg: Float[np.ndarray, " row"]
+    srg_interval: Float[np.ndarray, "row 2"]
+    greedy_accuracy: Float[np.ndarray, "row point"] | None
+    normalised_gap: Float[np.ndarray, " row"]
     n_draws: int
     specificity: Specificity | None
-    overall: Overall

@@ -8,11 +8,12 @@ from jaxtyping import Float, Int
 
 from lightning_neuroimp.results.agreement import Drift, Reliability
 from lightning_neuroimp.results.faithfulness import Faithfulness
+from lightning_neuroimp.results.record import Record
 from lightning_neuroimp.site import Removal
 
 
-@dataclass(frozen=True, eq=False)
-class Importance:
+@dataclass(frozen=True, eq=False, repr=False)
+class Importance(Record):
     """Attributions at one site, aggregated over each cluster and each half of it.
 
     Attributes:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from lightning_neuroimp.results.activity import SiteActivity
 from lightning_neuroimp.results.agreement import Drift, Randomisation, Reliability
 from lightning_neuroimp.results.clusters import ClusterTable
-from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness, Overall, Specificity
+from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness, Specificity
 from lightning_neuroimp.results.files import load as load_file
 from lightning_neuroimp.results.files import save as save_file
 from lightning_neuroimp.results.findings.finding import Finding
@@ -149,7 +149,6 @@ _CLASSES = {
         Faithfulness,
         Finding,
         Importance,
-        Overall,
         Randomisation,
         Reliability,
         Removal,

@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from lightning_neuroimp.ablation.greedy import greedy_orders
-from lightning_neuroimp.ablation.judge import LDS_FRACTION, Judge
-from lightning_neuroimp.ablation.orders import choose_samples, plan
+from lightning_neuroimp.ablation.judge import LDS_FRACTION, Judge, RandomControl
+from lightning_neuroimp.ablation.orders import choose_samples, plan_orders
 from lightning_neuroimp.ablation.outcomes import Outcomes, ablate_orders
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
 from lightning_neuroimp.ablation.specificity import judge_specificity, specificity_orders
@@ -105,9 +105,9 @@ def ablation_faithfulness(
                     checked[site, one.attribution] = found
                 if replayer.reason is not None:
                     notes.append(f"{site}: each ablation ran the whole network, because {replayer.reason}")
-                if len(judge.control) < settings.n_random:
+                if len(judge.control.orders) < settings.n_random:
                     notes.append(
-                        f"{site}: no ranking was ahead of the random orders any more after {len(judge.control)} of the "
+                        f"{site}: no ranking was ahead of the random orders any more after {len(judge.control.orders)} of the "
                         f"{settings.n_random}: the control stopped there"
                     )
     importances = [replace(one, faithfulness=checked[one.site, one.attribution]) for one in results.importances]
@@ -142,18 +142,15 @@ def _check(
     removal, n_groups = ones[0].removal, 2 * len(results.clusters.ids)
     removed = points(settings.fractions, removal.n_neurons)
     seed = [results.seed, crc32(removal.site.encode())]
-    generator = np.random.default_rng(seed)
-    control = np.stack([generator.permutation(removal.n_neurons) for _ in range(settings.n_random)])
+    control = RandomControl.draw(removed, removal.n_neurons, settings.n_random, seed)
     greedy = greedy_orders(replayer, grouped(), removed, n_groups, gather=gather) if settings.greedy else None
-    planned = plan(ones, settings, greedy)
+    planned = plan_orders(ones, settings, greedy)
     made, outcomes, judge = 0, None, None
     for total in rounds(settings.n_random):
-        orders = [*(planned.orders if outcomes is None else []), *control[made:total, None]]
+        orders = [*(planned.orders if outcomes is None else []), *control.orders[made:total, None]]
         more = ablate(grouped(), orders, removed)
         outcomes, made = more if outcomes is None else outcomes.joined(more), total
-        judge = Judge(
-            ones, outcomes, planned, removed, control[:made], settings.n_random, seed, _groups(results, outcomes)
-        )
+        judge = Judge(ones, outcomes, planned, control.first(made), _groups(results, outcomes))
         if made < settings.n_random and judge.decided():
             break
     assert judge is not None
@@ -188,9 +185,9 @@ def _specificity(
 def _with_discoveries(importances: list[Importance]) -> list[Importance]:
     """False discovery rates over all clusters, sites and attributions together."""
     checked = [one.faithfulness for one in importances if one.faithfulness is not None]
-    q_values = false_discovery(np.concatenate([one.p_value for one in checked]))
-    parts = np.split(q_values, np.cumsum([len(one.p_value) for one in checked])[:-1])
+    q_values = false_discovery(np.concatenate([one.p_value[:-1] for one in checked]))
+    parts = np.split(q_values, np.cumsum([len(one.p_value) - 1 for one in checked])[:-1])
     return [
-        replace(one, faithfulness=replace(judged, q_value=part))
+        replace(one, faithfulness=replace(judged, q_value=np.append(part, np.nan)))
         for one, judged, part in zip(importances, checked, parts, strict=True)
     ]

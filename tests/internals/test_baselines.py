@@ -74,7 +74,7 @@ def test_scores_for_a_baseline_are_borne_out_by_removal_to_it(net, baseline):
     mixed = results.replace(
         importances=tuple(type(one)(**{**vars(one), "half_mean": other.half_mean}) for one in results.importances)
     )
-    assert ablation_faithfulness(net, data, mixed, SETTINGS)["1"].faithfulness.overall.lds < found.lds - 0.02
+    assert ablation_faithfulness(net, data, mixed, SETTINGS)["1"].faithfulness.lds[-1] < found.lds - 0.02
 
 
 def test_leave_one_out_knows_every_baseline(net):
@@ -106,7 +106,7 @@ def test_predicted_classes_are_those_of_the_whole_model(net):
     assert (results.sample_label != results.sample_target).any()
     checked = ablation_faithfulness(net, data, results, SETTINGS)["3"].faithfulness
     assert (checked.intact_accuracy == 1).all()
-    assert checked.overall.accuracy[-1] < 0.9  # agreement with the whole model's prediction falls
+    assert checked.accuracy[-1, -1] < 0.9  # agreement with the whole model's prediction falls
     assert "target: margin of the predicted class" in summary(results)
     assert results.clusters.names[3] == "predicted 3"
 

@@ -40,8 +40,8 @@ def test_the_table_says_what_the_results_say(results):
     text = summary(results, "labels")
     assert text.startswith("labels | epoch 2 | 597 probe samples | clusters: labels | target: margin | baseline: zero")
     for one in results.importances:
-        overall = one.faithfulness.overall
-        start = text.index(f"{one.site}, 32 neurons, {one.attribution}: {overall.verdict}\n")
+        judged = one.faithfulness
+        start = text.index(f"{one.site}, 32 neurons, {one.attribution}: {judged.verdict[-1]}\n")
         block = text[start:].split("\n\n")[0].splitlines()
         for row, cluster in enumerate(one.cluster_ids):
             (line,) = [line for line in block if line.startswith(f"label {cluster} ")]
@@ -57,14 +57,14 @@ def test_the_table_says_what_the_results_say(results):
             assert f"{p:.3g}" in words
             assert line.endswith(one.faithfulness.verdict[row])
         (line,) = [line for line in block if line.startswith("all ")]
-        low, high = overall.gap_interval
-        assert line.endswith(overall.verdict)
-        assert line.split()[2:6] == [f"{overall.gap:+.3f}", f"{low:+.3f}", "to", f"{high:+.3f}"]
+        low, high = judged.gap_interval[-1]
+        assert line.endswith(judged.verdict[-1])
+        assert line.split()[2:6] == [f"{judged.gap[-1]:+.3f}", f"{low:+.3f}", "to", f"{high:+.3f}"]
         driving = [line for line in block if line.startswith("Samples that drive top neurons most: ")]
         assert len(driving) == (results[one.site] is one)  # once per site
         gaps, lds, reliability = [line for line in block if line not in driving][-3:]
-        assert gaps.startswith(f"Gaps of simpler rankings, to compare with {overall.gap:+.3f}: activation size")
-        assert f"LDS, 1 is perfect): {overall.lds:.2f} ({overall.lds_interval[0]:+.2f} to " in lds
+        assert gaps.startswith(f"Gaps of simpler rankings, to compare with {judged.gap[-1]:+.3f}: activation size")
+        assert f"LDS, 1 is perfect): {judged.lds[-1]:.2f} ({judged.lds_interval[-1, 0]:+.2f} to " in lds
         mean = np.average(one.reliability.split_half, weights=results.clusters.size)
         assert reliability.startswith(
             f"Reliability, by which a cluster's halves agree on its neurons: {mean:.2f}; .9 takes"
@@ -112,9 +112,9 @@ def test_the_figure_draws_what_was_measured(results):
     lines = {line.get_label(): line for line in axes[0].lines}
     share = 100 * one.faithfulness.removed / 32
     np.testing.assert_allclose(lines["gradient_x_activation"].get_xdata(), share)
-    np.testing.assert_allclose(lines["gradient_x_activation"].get_ydata(), one.faithfulness.overall.accuracy)
+    np.testing.assert_allclose(lines["gradient_x_activation"].get_ydata(), one.faithfulness.accuracy[-1])
     np.testing.assert_allclose(
-        lines["random orders: mean, 5-95% of 19"].get_ydata(), one.faithfulness.overall.random_accuracy.mean(0)
+        lines["random orders: mean, 5-95% of 19"].get_ydata(), one.faithfulness.random_accuracy[:, -1].mean(0)
     )
     np.testing.assert_allclose(
         {line.get_label(): line for line in axes[4].lines}["gradient"].get_ydata(),
@@ -133,8 +133,8 @@ def test_the_figure_draws_what_was_measured(results):
 def test_overall_is_the_weighted_mean_of_the_clusters(results):
     faithfulness = results["1"].faithfulness
     size = faithfulness.samples.sum(0)
-    np.testing.assert_allclose(faithfulness.overall.accuracy, size @ faithfulness.accuracy / size.sum())
-    assert faithfulness.overall.gap == pytest.approx(size @ faithfulness.gap / size.sum())
+    np.testing.assert_allclose(faithfulness.accuracy[-1], size @ faithfulness.accuracy / size.sum())
+    assert faithfulness.gap[-1] == pytest.approx(size @ faithfulness.gap / size.sum())
 
 
 def test_no_figure_without_curves(kmeans):
@@ -206,7 +206,7 @@ def test_specificity_and_agreement_are_drawn():
     picture = specificity_figure(found, "1")
     matrices = [axes.images[0].get_array() for axes in picture.axes if axes.images]
     for matrix, one in zip(matrices, found.importances, strict=True):
-        np.testing.assert_allclose(matrix, one.faithfulness.specificity.damage)
+        np.testing.assert_allclose(matrix, one.faithfulness.specificity.accuracy_drop)
     labels = [line.get_label() for line in deletion_figure(found, "1").axes[0].lines]
     assert "gradient_x_activation, least important first" in labels
     history = [agreement(results, one) for results in (again, found) for one in results.importances]

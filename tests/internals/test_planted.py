@@ -104,15 +104,15 @@ def test_faithfulness_of_each_score():
     assert found["gradient_x_activation"].verdict[0] == "faithful"
     # class 1 wins ties through its bias: nothing that removal could take away
     assert found["gradient_x_activation"].verdict[1] == "no better than random"
-    assert found["gradient_x_activation"].overall.verdict == "faithful"
+    assert found["gradient_x_activation"].verdict[-1] == "faithful"
     np.testing.assert_allclose(found["gradient_x_activation"].lds, 1.0)
     # removing 1, 2, 4, 8 neurons: both planted ones fall from the second point on, or behind four that do nothing
     np.testing.assert_allclose(found["gradient_x_activation"].accuracy[0], [1, 0, 0, 0])
     np.testing.assert_allclose(found["activation"].accuracy[0], [1, 1, 1, 0])
     np.testing.assert_allclose(found["gradient"].accuracy[0], [1, 1, 1, 0])
     for name in ("activation", "gradient"):
-        assert found[name].overall.gap < found["gradient_x_activation"].overall.gap / 2
-        assert abs(found[name].overall.lds) < 0.5
+        assert found[name].gap[-1] < found["gradient_x_activation"].gap[-1] / 2
+        assert abs(found[name].lds[-1]) < 0.5
 
 
 def test_reversing_the_order_flips_the_sign_of_the_gap():
@@ -127,5 +127,5 @@ def test_reversing_the_order_flips_the_sign_of_the_gap():
     right, wrong = (result["site", name].faithfulness for name in ("gradient_x_activation", "reversed_score"))
     assert right.gap[0] > 0.2
     assert wrong.gap[0] < -0.05
-    assert right.overall.gap > 0 > wrong.overall.gap
+    assert right.gap[-1] > 0 > wrong.gap[-1]
     np.testing.assert_allclose(right.lds, -wrong.lds)

@@ -7,7 +7,7 @@ from scipy.stats import binom, chi2
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_neuroimp import ProbeSet
-from lightning_neuroimp.batches.keys import sample_keys
+from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.batches.probe import ProbeSampler
 from tests.support.toys import in_lockstep
 

@@ -232,10 +232,10 @@ def test_rankings_come_from_the_other_half():
     object.__setattr__(spoiled.importances[0], "half_mean", half)
     right = ablation_faithfulness(model, data, results)["1"].faithfulness
     wrong = ablation_faithfulness(model, data, spoiled)["1"].faithfulness
-    assert right.overall.gap > 0.1
+    assert right.gap[-1] > 0.1
     # the curve is the mean of a right and a wrong half, and the LDS of the two cancel
-    assert wrong.overall.gap < right.overall.gap * 0.6
-    assert abs(wrong.overall.lds) < abs(right.overall.lds) / 3
+    assert wrong.gap[-1] < right.gap[-1] * 0.6
+    assert abs(wrong.lds[-1]) < abs(right.lds[-1]) / 3
     # each half's scores were multiplied by -1 or not: only the halves' own LDS changes sign
     np.testing.assert_array_equal(right.random_accuracy, wrong.random_accuracy)
 
@@ -418,10 +418,10 @@ def test_clusters_of_one_sample_are_marked_not_judged():
     data = [(x[rows], y[rows])]
     found = ablation_faithfulness(model, data, neuron_importance(model, data, layers="1"))["1"].faithfulness
     assert found.samples.sum() == 0
-    assert np.isnan([found.overall.gap, found.overall.p_value, found.overall.p_value_worse]).all()
+    assert np.isnan([found.gap[-1], found.p_value[-1], found.p_value_worse[-1]]).all()
     assert np.isnan(found.gap).all()
     assert np.isnan(found.p_value).all()
-    assert {*found.verdict, found.overall.verdict} == {"too few samples to say"}
+    assert {*found.verdict, found.verdict[-1]} == {"too few samples to say"}
 
 
 def test_the_limit_of_clusters_holds_over_processes():
@@ -482,7 +482,7 @@ def test_too_few_samples_and_one_cluster():
         model, [data[0]], neuron_importance(model, [data[0]], layers="1"), AblationFaithfulness(max_samples=60)
     )
     assert set(few["1"].faithfulness.verdict) == {"too few samples to say"}
-    assert few["1"].faithfulness.overall.verdict in ("faithful", "weak", "no better than random")
+    assert few["1"].faithfulness.verdict[-1] in ("faithful", "weak", "no better than random")
     one = neuron_importance(model, data, layers="1", clusters=lambda batch: ["everything"] * len(batch[1]))
     assert one.clusters.names == ("everything",)
     assert ablation_faithfulness(model, data, one)["1"].faithfulness.gap.shape == (1,)

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_neuroimp.batches.description import Description
 from lightning_neuroimp.display.figures import agreement_figure, deletion_figure, specificity_figure, to_image
-from lightning_neuroimp.display.sample_pictures import samples_figure, samples_markdown
+from lightning_neuroimp.display.sample_pictures import Description, samples_figure, samples_markdown
 from lightning_neuroimp.display.samples import MAX_SITES, exemplar_rows, neuron_rows
 from lightning_neuroimp.display.summary import markdown
 from lightning_neuroimp.display.tensorboard.tags import cluster_tags, site_tag, tag

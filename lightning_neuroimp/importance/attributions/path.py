@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_neuroimp.batches.keys import sample_keys
+from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.capture.positions import along_axis
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 

@@ -31,9 +31,9 @@ class SiteBatch:
 
     site: str
     axis: int
-    activation: Float[Tensor, "sample *rest"]
-    gradient: Float[Tensor, "sample *rest"] | None
-    baseline: Float[Tensor, "_ *_rest"]
+    activation: Float[Tensor, " sample *rest"]
+    gradient: Float[Tensor, " sample *rest"] | None
+    baseline: Float[Tensor, " _ *_rest"]
     seed: int
     index: Int[np.ndarray, " sample"]
     suffix: SuffixTarget
@@ -46,13 +46,13 @@ class SiteBatch:
         return self.activation.shape[self.axis] // self.group
 
     @property
-    def deviation(self) -> Float[Tensor, "sample *rest"]:
+    def deviation(self) -> Float[Tensor, " sample *rest"]:
         """Activation - baseline: how far removal moves each channel; 0 at positions that do not count."""
         moved = self.activation - self.baseline if self.baseline.any() else self.activation
         if self.positions is None:
             return moved
         return moved.where(along_positions(self.positions, self.axis), 0)
 
-    def sum_positions(self, values: Float[Tensor, "sample *rest"]) -> Float[Tensor, "sample neuron"]:
+    def sum_positions(self, values: Float[Tensor, " sample *rest"]) -> Float[Tensor, "sample neuron"]:
         """Sum over all axes but samples and neurons: over space, for a convolution, over unpadded tokens."""
         return sum_groups(sum_positions(values, self.axis, self.positions), self.group)

@@ -37,7 +37,7 @@ class SuffixTarget:
     def _replay(self) -> Suffix:
         return self._replayer.record(self._batch, self._numbers)
 
-    def target(self, activation: Float[Tensor, "sample *rest"]) -> Float[Tensor, " sample"]:
+    def target(self, activation: Float[Tensor, " sample *rest"]) -> Float[Tensor, " sample"]:
         """Each sample's target with other activations; differentiable where these require a gradient."""
         return target_values(self._target, *self._replay(activation))
 

@@ -77,7 +77,7 @@ def diagnose(results: Results) -> tuple[Finding, ...]:
 def _samples(results: Results) -> Iterator[Finding]:
     """What the samples, the clusters and the model do not allow to say, whatever the score."""
     table, first = results.clusters, results.importances[0]
-    halves = first.count if first.faithfulness is None else first.faithfulness.samples
+    halves = first.count if first.faithfulness is None else first.faithfulness.samples[:, :-1]
     few = halves.min(0) < MIN_HALF
     capped = first.faithfulness is not None and first.count.min() >= MIN_HALF
     if few.any():
@@ -142,8 +142,8 @@ def _site(results: Results, ones: list[Importance], activity: SiteActivity | Non
         yield from constant_neurons(ones, activity)
     yield from redundancy(results, first)
     checked = [one for one in ones if one.attribution != "random" and one.faithfulness is not None]
-    gaps = [one.faithfulness.overall.gap for one in checked if one.faithfulness is not None]
-    faithful = [one.faithfulness is not None and one.faithfulness.overall.verdict == "faithful" for one in checked]
+    gaps = [one.faithfulness.gap[-1] for one in checked if one.faithfulness is not None]
+    faithful = [one.faithfulness is not None and one.faithfulness.verdict[-1] == "faithful" for one in checked]
     if len(checked) > 1 and all(faithful) and max(gaps) - min(gaps) < TIE:
         yield about(
             first,

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from lightning_neuroimp.results.record import Record
 
-@dataclass(frozen=True, eq=False)
-class Finding:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Finding(Record):
     """One line of diagnosis: why scores are weak, or what they do not say.
 
     Attributes:

@@ -97,8 +97,10 @@ def joint_effects(results: Results, one: Importance) -> tuple[float, float, floa
     nan = float("nan")
     if judged is None or not judged.samples.any():
         return nan, nan, nan, nan
-    size = judged.samples.sum(0)
-    falls = statistics.weighted_mean((judged.intact_margin[:, None] - judged.random_margin).swapaxes(1, 2), size)
+    size = judged.samples[:, :-1].sum(0)
+    falls = statistics.weighted_mean(
+        (judged.intact_margin[:-1, None] - judged.random_margin[:, :-1]).swapaxes(1, 2), size
+    )
     each = falls / judged.removed  # (draw, point)
     n_neurons = one.removal.n_neurons
     few = judged.removed <= max(1.0, 0.1 * n_neurons + 1)

@@ -182,9 +182,9 @@ Gains = dict[str, tuple[float, float]]
 def _gains(one: Importance) -> Gains:
     if one.faithfulness is None:
         return dict.fromkeys(("absolute values", "activation size", "activation x derivative"), (np.nan, np.nan))
-    overall = one.faithfulness.overall
+    faithfulness = one.faithfulness
     return {
-        name: (float(overall.alternative_interval[row, 0]), float(overall.alternative_lds[row]))
+        name: (float(faithfulness.alternative_interval[row, -1, 0]), float(faithfulness.alternative_lds[row, -1]))
         for row, name in enumerate(one.faithfulness.alternatives)
     }
 
@@ -192,14 +192,14 @@ def _gains(one: Importance) -> Gains:
 def _lds(one: Importance, gain: Gains, what: str) -> str:
     if one.faithfulness is None:
         return ""
-    own, other = one.faithfulness.overall.lds, gain["activation x derivative"][1]
+    own, other = one.faithfulness.lds[-1], gain["activation x derivative"][1]
     return f"; LDS {'none' if np.isnan(own) else f'{own:.2f}'}, {what} {other:.2f}"
 
 
 def _lds_figures(one: Importance, gain: Gains, name: str = "activation x derivative") -> dict[str, float]:
     if one.faithfulness is None:
         return {}
-    return {"lds": one.faithfulness.overall.lds, f"lds of {name}": gain[name][1]}
+    return {"lds": one.faithfulness.lds[-1], f"lds of {name}": gain[name][1]}
 
 
 def _kind_of_score(
@@ -274,7 +274,7 @@ def _kind_of_score(
             one,
             "cancelling-signs",
             f"the sign of the mean misleads{cancels}: the absolute values of single samples predict removal better "
-            f"(LDS {lds:.2f} against {one.faithfulness.overall.lds:.2f}).",
+            f"(LDS {lds:.2f} against {one.faithfulness.lds[-1]:.2f}).",
             "attribution='gradient_x_activation', whose sign means something"
             + ("" if results.clusters.source == "labels" else "; purer clusters"),
             {"surviving": surviving, **_lds_figures(one, gain, "absolute values")},
@@ -306,7 +306,7 @@ def _beaten(results: Results, one: Importance, by: tuple[str, ...]) -> str | Non
             for each in results.comparisons
             if each.site == one.site and {each.first, each.second} == {one.attribution, other}
         )
-        if better == other and one.faithfulness.overall.gap < MUCH * rival.faithfulness.overall.gap:
+        if better == other and one.faithfulness.gap[-1] < MUCH * rival.faithfulness.gap[-1]:
             return other
     return None
 
@@ -317,27 +317,26 @@ def _first_order_fails(results: Results, one: Importance, reliability: float) ->
     if one.attribution != "gradient_x_activation" or judged is None or one.removal.target != "margin":
         return
     better = _beaten(results, one, ("masked_gradient", "leave_one_out", "integrated_gradients"))
-    high = float(judged.overall.lds_interval[1])
+    high = float(judged.lds_interval[-1, 1])
     if better is None and not (high < STRAIGHT and reliability > RELIABLE):
         return
     text = (
-        f"effects to first order predict removal poorly here (LDS {judged.overall.lds:.2f}, reliability "
-        f"{reliability:.2f})"
+        f"effects to first order predict removal poorly here (LDS {judged.lds[-1]:.2f}, reliability {reliability:.2f})"
     )
     if better is not None:
         rival = results[one.site, better].faithfulness
         assert rival is not None
         text = (
-            f"effects to first order are not enough here: {better} has a gap of {rival.overall.gap:+.3f}, this score "
-            f"{judged.overall.gap:+.3f} (LDS {rival.overall.lds:.2f} and {judged.overall.lds:.2f})"
+            f"effects to first order are not enough here: {better} has a gap of {rival.gap[-1]:+.3f}, this score "
+            f"{judged.gap[-1]:+.3f} (LDS {rival.lds[-1]:.2f} and {judged.lds[-1]:.2f})"
         )
     yield about(
         one,
         "first-order-fails",
         f"{text}: what the network does bends between the activations and the baseline.",
         f"attribution={better!r}" if better else "attribution='masked_gradient' or 'leave_one_out'; compare their gaps",
-        {"lds": judged.overall.lds, "lds_high": high, "reliability": reliability},
-        weight=1 - judged.overall.lds if np.isfinite(judged.overall.lds) else 0.5,
+        {"lds": judged.lds[-1], "lds_high": high, "reliability": reliability},
+        weight=1 - judged.lds[-1] if np.isfinite(judged.lds[-1]) else 0.5,
     )
 
 
@@ -358,14 +357,14 @@ def _both_signs(activity: SiteActivity, one: Importance) -> float:
 
 def _not_borne_out(results: Results, one: Importance, faithfulness: Faithfulness) -> Iterator[Finding]:
     """Single clusters of a layer whose ranking holds as a whole."""
-    poor = np.array([judged in ("no better than random", "worse than random") for judged in faithfulness.verdict])
-    if faithfulness.overall.verdict != "faithful" or not poor.any():
+    poor = np.array([judged in ("no better than random", "worse than random") for judged in faithfulness.verdict[:-1]])
+    if faithfulness.verdict[-1] != "faithful" or not poor.any():
         return
     counts = results.clusters.class_counts[poor]
     purity = float(np.mean(counts.max(1) / np.maximum(counts.sum(1), 1)))
     mixed = purity < 1 - MIXED
     # random orders that were ahead by chance are one or two
-    chance = (faithfulness.p_value[poor] <= 3 / (faithfulness.n_draws + 1)).any()
+    chance = (faithfulness.p_value[:-1][poor] <= 3 / (faithfulness.n_draws + 1)).any()
     if chance:
         remedy = f"n_random={max(99, 5 * faithfulness.n_draws)}: with {faithfulness.n_draws} one or two orders decide"
     elif mixed:
@@ -387,24 +386,23 @@ def _not_borne_out(results: Results, one: Importance, faithfulness: Faithfulness
 
 def _against_references(one: Importance, faithfulness: Faithfulness) -> Iterator[Finding]:
     """Rankings that take less are as good."""
-    overall = faithfulness.overall
     for row, name in enumerate(faithfulness.references):
         own = name == "activation size" and one.attribution == "activation"
-        low = float(overall.reference_interval[row, 0])
-        difference = overall.gap - float(overall.reference_gap[row])
+        low = float(faithfulness.reference_interval[row, -1, 0])
+        difference = faithfulness.gap[-1] - float(faithfulness.reference_gap[row, -1])
         if own or one.removal.n_neurons < 2 or len(one.cluster_ids) < 2 or not (low <= 0 and difference < TIE):
             continue
         worse = "better" if difference < -TIE else "as good"
         if name == "activation size":
             text, remedy = (
-                f"to rank by mean |activation - baseline| is {worse} (gap {overall.reference_gap[row]:+.3f}, this "
-                f"score {overall.gap:+.3f}).",
+                f"to rank by mean |activation - baseline| is {worse} (gap {faithfulness.reference_gap[row, -1]:+.3f}, this "
+                f"score {faithfulness.gap[-1]:+.3f}).",
                 "do not read more into the score than into the activations; try another layer or score",
             )
         else:
             text, remedy = (
-                f"one ranking for all clusters is {worse} (gap {overall.reference_gap[row]:+.3f}, each cluster's own "
-                f"{overall.gap:+.3f}): nothing is learnt about single clusters.",
+                f"one ranking for all clusters is {worse} (gap {faithfulness.reference_gap[row, -1]:+.3f}, each cluster's own "
+                f"{faithfulness.gap[-1]:+.3f}): nothing is learnt about single clusters.",
                 "do not read the clusters' differences; a later layer or other clusters may have some",
             )
         yield about(
@@ -412,22 +410,31 @@ def _against_references(one: Importance, faithfulness: Faithfulness) -> Iterator
             "no-better-than-reference",
             text,
             remedy,
-            {"gap": overall.gap, f"gap of {name}": float(overall.reference_gap[row])},
+            {"gap": faithfulness.gap[-1], f"gap of {name}": float(faithfulness.reference_gap[row, -1])},
             weight=0.15 + min(max(-difference, 0.0), 1.0),
         )
 
 
 def _hardly_any_fall(one: Importance, faithfulness: Faithfulness) -> Iterator[Finding]:
     """The scores are right, and accuracy does not show it."""
-    overall, most = faithfulness.overall, int(faithfulness.removed[-1])
-    left = overall.accuracy[-1] / overall.intact_accuracy if overall.intact_accuracy > 0 else float("nan")
-    if overall.lds > PREDICTS and overall.relative_gap < WEAK and left > HARDLY and most < one.removal.n_neurons:
+    most = int(faithfulness.removed[-1])
+    left = (
+        faithfulness.accuracy[-1, -1] / faithfulness.intact_accuracy[-1]
+        if faithfulness.intact_accuracy[-1] > 0
+        else float("nan")
+    )
+    if (
+        faithfulness.lds[-1] > PREDICTS
+        and faithfulness.relative_gap[-1] < WEAK
+        and left > HARDLY
+        and most < one.removal.n_neurons
+    ):
         yield about(
             one,
             "hardly-any-fall",
-            f"the scores predict how the margin falls (LDS {overall.lds:.2f}), but accuracy hardly does: without the "
+            f"the scores predict how the margin falls (LDS {faithfulness.lds[-1]:.2f}), but accuracy hardly does: without the "
             f"top {most} of {one.removal.n_neurons} neurons {left:.0%} of it are left.",
             "larger fractions in AblationFaithfulness, such as (.5, .7, .8, .9, .95), or read the LDS",
-            {"left": float(left), "lds": overall.lds, "removed": most},
+            {"left": float(left), "lds": faithfulness.lds[-1], "removed": most},
             weight=0.5,
         )

@@ -1,0 +1,1 @@
+"""Private parts of other packages that are read here: nowhere else, and each with a test that it exists."""
