@@ -194,10 +194,10 @@ def shown(value: Any, longest: int = _LONGEST) -> str:
 
 def _bounds(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
-        return f" from {least:g} to {most:g}"
+        return f" from {least} to {most}"
     if least is not None:
-        return f" at least {least:g}"
-    return "" if most is None else f" at most {most:g}"
+        return f" at least {least}"
+    return "" if most is None else f" at most {most}"
 
 
 def _and(remedy: str) -> str:

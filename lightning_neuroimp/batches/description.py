@@ -1,4 +1,4 @@
-"""What single samples look like, as a picture or in words."""
+"""Describe single samples, as pictures or in words."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,72 +7,83 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from lightning_neuroimp import _validate
 from lightning_neuroimp.batches.fields import find_tokens, split_batch
 from lightning_neuroimp.batches.probe import ProbeSet
-from lightning_neuroimp.batches.processes import Gather, alone
-from lightning_neuroimp.batches.structure import fields_of, map_parts, to_numpy
+from lightning_neuroimp.batches.processes import Processes
+from lightning_neuroimp.batches.structure import describe, parts_of, to_numpy
+from lightning_neuroimp.errors import InvalidArgument
 
 DescribeFn = Callable[..., Any]
 """`describe_sample(sample) -> text or picture`; the sample is what the batch holds of it, without the sample axis."""
 
-
 Description = str | UInt8[np.ndarray, "height width 3"]
 
-
 _MAX_VALUES = 12
-
 
 _LARGEST = 96  # pixels
 
 
 def describe_samples(
-    probe: ProbeSet, numbers: list[int], describe_sample: DescribeFn | None = None, gather: Gather = alone
+    probe: ProbeSet,
+    numbers: list[int],
+    describe_sample: DescribeFn | None = None,
+    processes: Processes = Processes(),  # noqa: B008 (frozen)
 ) -> dict[int, Description]:
-    """What samples look like.
+    """Describe some samples of a probe set, such as those that a neuron responds to most, as pictures or in words.
 
     Args:
-        probe: holds them.
-        numbers: in the stream.
-        describe_sample: `sample -> text or picture`; the sample is what the batch holds of it, without the sample axis.
-            By default a picture where the input looks like one, else its first values.
-        gather: collects from processes, each of which describes those that it holds.
+        probe: holds the samples. Those that it does not hold are left out.
+        numbers: sample numbers, as in `ProbeSet.index` and `Results.sample_index`.
+        describe_sample: `sample -> text or picture`; the sample is what the batch holds of it, without the sample axis,
+            and a picture an array or tensor of shape (height, width), (channel, height, width) or (height, width,
+            channel) with 1 or 3 channels. None: a picture where the input looks like one, otherwise its first values.
+        processes: those that share the study; each describes the samples that it holds, and gets all descriptions.
+
+    Returns:
+        The text or the picture of each sample, by its number. Pictures are arrays of shape (height, width, 3) and type
+        uint8 with up to 96 pixels a side; other types than uint8 go from their smallest value, black, to their largest
+        one, white.
 
     Raises:
-        ValueError: if `describe_sample` returns neither text nor a picture.
+        InvalidArgument: if `describe_sample` is no function, fails, or returns neither text nor a picture.
+
+    >>> import torch
+    >>> probe = ProbeSet.from_batches([{"pixels": torch.zeros(4, 8, 6), "label": torch.arange(4)}])
+    >>> describe_samples(probe, [2])[2].shape
+    (8, 6, 3)
+    >>> describe_samples(probe, [2], lambda sample: f"a picture of class {sample['label']}")
+    {2: 'a picture of class 2'}
     """
-    found: dict[int, Description] = {}
-    for batch, index in probe.select(np.array(numbers, np.int64)).batches(1):
-        if describe_sample is None:
-            found[int(index[0])] = default_description(batch)
-        else:
-            found[int(index[0])] = _checked(describe_sample(_first(batch)))
-    return {number: one for share in gather(found) for number, one in share.items()}
-
-
-def _first(batch: Any) -> Any:
-    """The one sample of a batch of one, without the sample axis."""
-    if isinstance(batch, Tensor | np.ndarray):
-        return batch[0] if batch.ndim else batch
-    if isinstance(batch, list) and len(batch) == 1 and not isinstance(batch[0], Tensor | np.ndarray):
-        return batch[0]
-    return map_parts(_first, batch)
+    chosen = probe.select(np.array(numbers, np.int64))
+    descriptions: dict[int, Description] = {}
+    if describe_sample is None:
+        for batch, index in chosen.batches(1):
+            descriptions[int(index[0])] = default_description(batch)
+    else:
+        _validate.function("describe_sample", describe_sample, "(sample) -> text or picture")
+        for sample, number in chosen.samples():
+            with _validate.users_function("describe_sample"):
+                description = describe_sample(sample)
+            descriptions[number] = _validated(description)
+    return processes.union(descriptions)
 
 
 def default_description(batch: Any) -> Description:
-    """A picture of a batch of one sample where its input looks like one, else its first values.
+    """Return a picture of a batch of one sample where its input looks like one, otherwise its text or first values.
 
     Args:
         batch: with one sample.
     """
     try:
         inputs = split_batch(batch)[0]
-    except ValueError:
+    except InvalidArgument:
         inputs = batch
-    parts = list(_leaves(inputs))
-    texts = [part for part in parts if isinstance(part, str)]
+    leaves = list(_leaves(inputs))
+    texts = [leaf for leaf in leaves if isinstance(leaf, str)]
     if texts:
         return texts[0]
-    arrays = [np.asarray(to_numpy(part)[0]) for part in parts if isinstance(part, Tensor) and part.ndim]
+    arrays = [np.asarray(to_numpy(leaf)[0]) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
     for array in arrays:
         if _is_picture(array):
             return as_picture(array)
@@ -87,17 +98,16 @@ def default_description(batch: Any) -> Description:
 
 
 def _leaves(inputs: Any) -> Iterator[Any]:
-    if isinstance(inputs, tuple | list):
-        for part in inputs:
-            yield from _leaves(part)
-    elif (named := fields_of(inputs)) is not None:
-        for part in named.values():
-            yield from _leaves(part)
-    else:
+    """Yield what is no container in the inputs of a batch."""
+    parts = parts_of(inputs)
+    if parts is None:
         yield inputs
+    for part in parts or ():
+        yield from _leaves(part)
 
 
 def _is_picture(array: np.ndarray) -> bool:
+    """Tell whether an input looks like a picture: floats or bytes, with two axes in addition to 1 or 3 channels."""
     if array.dtype.kind not in "fu":
         return False
     if array.ndim == 3 and array.shape[0] in (1, 3):
@@ -107,29 +117,33 @@ def _is_picture(array: np.ndarray) -> bool:
     return array.ndim == 2 and min(array.shape) > 1
 
 
-def _checked(value: Any) -> Description:
+def _validated(value: Any) -> Description:
+    """Return what `describe_sample` has returned, as text or a picture.
+
+    Raises:
+        InvalidArgument: if it is neither.
+    """
     if isinstance(value, str):
         return value
-    if isinstance(value, Tensor):
-        value = to_numpy(value)
+    array = to_numpy(value) if isinstance(value, Tensor) else value
     if (
-        isinstance(value, np.ndarray)
-        and value.size
-        and (value.ndim == 2 or (value.ndim == 3 and {value.shape[0], value.shape[2]} & {1, 3}))
+        isinstance(array, np.ndarray)
+        and array.size
+        and (array.ndim == 2 or (array.ndim == 3 and {array.shape[0], array.shape[2]} & {1, 3}))
     ):
-        return as_picture(value)
-    raise ValueError(
+        return as_picture(array)
+    raise InvalidArgument(
         "describe_sample must return text, or a picture as an array or tensor of shape (height, width), (channel, "
-        f"height, width) or (height, width, channel) with 1 or 3 channels, got a {type(value).__name__}"
-        + (f" of shape {value.shape}" if isinstance(value, np.ndarray) else "")
+        f"height, width) or (height, width, channel) with 1 or 3 channels, got {describe(array)}"
     )
 
 
 def as_picture(array: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
-    """An array as a picture of at most 96 pixels; floats from their least value, black, to their largest, white.
+    """Return an array as a picture of up to 96 pixels a side.
 
     Args:
-        array: (height, width), or with 1 or 3 channels, first or last.
+        array: of shape (height, width), or with 1 or 3 channels, first or last. Its smallest value becomes black and
+            its largest one white, unless its type is uint8.
     """
     if array.ndim == 2:
         array = array[..., None]

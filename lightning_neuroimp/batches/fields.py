@@ -1,4 +1,4 @@
-"""Where inputs, targets and masks are in a batch."""
+"""Find inputs, targets and masks in a batch."""
 
 from typing import Any
 
@@ -7,14 +7,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lightning_neuroimp.batches.structure import describe, fields_of, to_numpy
+from lightning_neuroimp.errors import InvalidArgument
 
 LABELS = ("labels", "label", "targets", "target", "y")
-"""Where the targets are in a batch that is a mapping, named tuple or dataclass; the first one counts."""
+"""Names of the targets in a batch that is a mapping, named tuple or dataclass; the first one that is there counts."""
 
-
-_PADDED = {"attention_mask": False, "src_key_padding_mask": True, "key_padding_mask": True, "padding_mask": True}
-"""Masks of tokens in such a batch, and whether they are true for padding."""
-
+_IS_PADDING = {"attention_mask": False, "src_key_padding_mask": True, "key_padding_mask": True, "padding_mask": True}
+"""Names of token masks in such a batch, and whether they are True for padding."""
 
 REMEDY = (
     "pass forward_fn=, a function (model, batch) -> (logits, targets) with logits of shape (sample, class) "
@@ -23,7 +22,7 @@ REMEDY = (
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Tell inputs from targets.
+    """Tell a batch's inputs from its targets.
 
     Args:
         batch: what the validation loader yields: a sequence `(inputs, targets)`, or a mapping, named tuple or dataclass
@@ -33,7 +32,7 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
         The inputs (a dictionary of all other fields where they have names) and the targets.
 
     Raises:
-        ValueError: if they cannot be told apart.
+        InvalidArgument: if they cannot be told apart.
 
     >>> split_batch(["inputs", "targets"])
     ('inputs', 'targets')
@@ -47,17 +46,17 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
                 return {key: part for key, part in named.items() if key != label}, named[label]
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
-    raise ValueError(
+    raise InvalidArgument(
         "cannot tell inputs from targets: expected a batch of the form (inputs, targets), or a mapping with one of the "
-        f"keys {', '.join(LABELS)}, got {describe(batch)}; " + REMEDY
+        f"keys {', '.join(LABELS)}, got {describe(batch)}; {REMEDY}"
     )
 
 
 def labels_of(batch: Any) -> Int[np.ndarray, " sample"] | None:
-    """The class labels in a batch, before any forward pass; None where they cannot be told."""
+    """Return the class labels in a batch, without a forward pass; None where they cannot be told."""
     try:
         labels = split_batch(batch)[1]
-    except ValueError:
+    except InvalidArgument:
         return None
     values = to_numpy(labels) if isinstance(labels, Tensor) else labels
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iubf" or not values.ndim:
@@ -68,11 +67,16 @@ def labels_of(batch: Any) -> Int[np.ndarray, " sample"] | None:
 
 
 def find_tokens(batch: Any) -> Any:
-    """The mask in a batch or in its inputs, True where a token is no padding; None without one."""
+    """Return the mask of shape (sample, token) in a batch or in its inputs, True for non-padding tokens; None if none.
+
+    Args:
+        batch: a mapping, named tuple or dataclass with a mask under one of its usual names, or a sequence that begins
+            with one.
+    """
     for part in (batch, *(batch[:1] if isinstance(batch, tuple | list) else ())):
         named = fields_of(part) or {}
-        for key, padded in _PADDED.items():
-            mask = named.get(key)
+        for name, is_padding in _IS_PADDING.items():
+            mask = named.get(name)
             if isinstance(mask, Tensor) and mask.ndim == 2:
-                return mask == 0 if padded else mask != 0
+                return mask == 0 if is_padding else mask != 0
     return None

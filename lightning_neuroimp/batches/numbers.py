@@ -1,4 +1,4 @@
-"""Sample numbers: pseudo-random keys that follow from them, and where samples are in a table.
+"""Derive pseudo-random keys from sample numbers, and find samples in a table by their numbers.
 
 A sample's number is its position in the stream of validation samples; it identifies the sample in every process, batch
 and epoch.

@@ -1,4 +1,4 @@
-"""Processes: what the processes that share a study do together."""
+"""Exchange values between the processes that share a study."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ def alone(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that share a study, each with a part of its samples.
+    """Exchange values between the processes that share a study, each with a part of its samples.
 
     Each method is collective: all processes must call it, in the same order.
 
@@ -33,7 +33,7 @@ class Processes:
     gather: Gather = alone
 
     def from_first(self, value: Any) -> Any:
-        """Return the first process's value on all processes: the same code may round differently elsewhere."""
+        """Return the first process's value on all processes, as the same code may round differently on others."""
         return self.gather(value)[0]
 
     def union(self, part: dict[Any, Any]) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""ablate(model, site, neurons): a model without some neurons, for one's own evaluation."""
+"""Ablate neurons of a model in evaluations that the user makes."""
 
 import inspect
 import warnings
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_neuroimp import _validate
 from lightning_neuroimp.batches.fields import find_tokens
 from lightning_neuroimp.capture.axes import AxisTracker
 from lightning_neuroimp.capture.hooks import SiteHook
 from lightning_neuroimp.capture.positions import along_axis, along_positions, chosen_positions
-from lightning_neuroimp.capture.site_tensor import read, write
+from lightning_neuroimp.capture.site_tensor import read_activation, write_activation
 from lightning_neuroimp.capture.sites import find_sites
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Removal, Site
 
 
@@ -28,86 +30,166 @@ def ablate(
     baseline: float | str | Sequence[float] | np.ndarray | Tensor | None = None,
     tokens: Tensor | None = None,
 ) -> Iterator[None]:
-    """Inside this context the model runs without some neurons of a layer: they are set to their baseline.
+    """Set some neurons of a layer to their baseline in every forward pass inside this context.
 
-    Gradients flow through the other neurons. Nothing else about the model is changed, and the hooks are gone
+    Gradients flow through the other neurons. Nothing else about the model is changed, and the hooks are removed
     afterwards, also after an exception. Neurons are removed in every call of the module, unless the site names one
-    (counted in each call of the outermost module); at all positions, also padded ones, unless it names one. Compiled
-    code runs eagerly inside, as it would ignore hooks.
+    (counted in each call of the outermost module); at all positions, padded ones included, unless it names one.
+    Compiled code runs eagerly inside, as it would ignore hooks.
 
     Args:
         model: any module.
-        site: name of the layer, a `Site`, or the `Removal` of results, which brings its baseline along:
+        site: name of the layer, a `Site`, or the `Removal` of results, which has its baseline:
             `results["encoder.1"].removal`.
         neurons: their numbers, or a mask with one boolean for each.
-        baseline: what they are set to: one number, or one for each channel of the layer. By default that of the
-            removal, else 0.
-        tokens: (sample, token), true where a token is no padding, for sites that name a position; by default the mask
+        baseline: value that they are set to, in the unit of the activations: one number, or one for each channel of
+            the layer. By default that of the removal, otherwise 0.
+        tokens: (sample, token) mask, True for non-padding tokens, for sites that name a position; by default the mask
             that the model is called with, such as `attention_mask`.
 
     Raises:
-        ValueError: if the layer or a neuron is not there, several layers are named, or the baseline depends on the
+        InvalidArgument: if there is no such layer or neuron, several layers are named, or the baseline depends on the
             sample.
 
+    Warns:
+        UserWarning: if the layer was not called inside.
+
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
-    >>> with ablate(model, "1", [0, 2]):
+    >>> with ablate(model, "1", [0, 1, 2]):
     ...     logits = model(torch.ones(1, 2))
+    >>> bool((logits == model[2].bias).all())
+    True
     """
     removal = site if isinstance(site, Removal) else None
     sites = find_sites(model, site if removal is None else removal.where)
     if len(sites) > 1:
-        raise ValueError(
+        raise InvalidArgument(
             f"one layer at a time, got {', '.join(map(str, sites))}: nest `with ablate(...)` to remove from several"
         )
-    where = sites[0]
-    value = _baseline(removal, baseline)
-    chosen = torch.as_tensor(np.asarray(neurons.cpu() if isinstance(neurons, Tensor) else neurons))
-    chosen = chosen.reshape(-1)
-    tracker = AxisTracker()
-    reached = 0
-
-    def visit(module: nn.Module, found: Any) -> Any:
-        nonlocal reached
-        reached += 1
-        activation = read(where, module, found)
-        axis = tracker.axis(where, module, activation) if removal is None else removal.axis
-        gone = along_axis(_mask(where, chosen, activation, axis), axis, activation.ndim)
-        positions = chosen_positions(where, activation, axis, calls.tokens if tokens is None else tokens != 0)
-        if positions is not None:
-            gone = gone & along_positions(positions, axis)
-        return write(where, module, found, torch.where(gone, _shaped(where, value, activation, axis), activation))
-
-    tap = SiteHook(where, visit)
-    calls = _Outermost(tap)
+    remover = _Remover(sites[0], removal, neurons, _baseline(removal, baseline), tokens)
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_attention)
-        torch.backends.mha.set_fastpath_enabled(False)  # it would pass modules by
-        stack.enter_context(tap.attach(model))
-        if removal is None:
-            stack.enter_context(tracker.watch(model))
-        if where.call is not None or where.position is not None:
-            stack.enter_context(calls.watch(model))
+        torch.backends.mha.set_fastpath_enabled(False)  # it does not call modules inside
+        stack.enter_context(remover.attach(model))
         yield
-    if not reached:
+    if not remover.reached:
         warnings.warn(
-            f"no neurons were removed: {str(where)!r} was not called inside `with ablate(...)`; call the model inside, "
-            "and choose a layer that it calls",
+            f"no neurons were removed: {str(sites[0])!r} was not called inside `with ablate(...)`; call the model "
+            "inside, and choose a layer that it calls",
             stacklevel=3,
         )
 
 
-class _Outermost:
-    """Notices where a forward pass begins, and the mask that it is given.
+class _Remover:
+    """Replace the activations of some neurons at one site in forward passes of any kind.
 
     Attributes:
-        tokens: true where a token is no padding; None without a mask.
+        reached: whether the site was called.
+
+    Args:
+        site: where.
+        removal: tells the neuron axis; None: it is inferred.
+        neurons: their numbers, or a mask.
+        value: what they are set to: a scalar, or one value per channel.
+        tokens: True for non-padding tokens; None: as the model is called.
+
+    Raises:
+        InvalidArgument: if the neurons are not numbers.
     """
 
-    def __init__(self, tap: SiteHook) -> None:
+    def __init__(self, site: Site, removal: Removal | None, neurons: Any, value: Tensor, tokens: Tensor | None) -> None:
+        self.reached = False
+        self._site, self._axis = site, None if removal is None else removal.axis
+        numbers = np.asarray(neurons.cpu() if isinstance(neurons, Tensor) else neurons)
+        if numbers.dtype.kind not in "biuf":
+            raise InvalidArgument(f"neurons must be numbers, or one boolean for each, got {_validate.shown(neurons)}")
+        self._neurons = torch.as_tensor(numbers)
+        self._value, self._tokens = value, tokens
+        self._tracker = AxisTracker()
+        self._hook = SiteHook(site, self._visit)
+        self._calls = _OutermostCalls(self._hook)
+
+    @contextmanager
+    def attach(self, model: nn.Module) -> Iterator[None]:
+        """Hold the hooks inside this context."""
+        with ExitStack() as stack:
+            stack.enter_context(self._hook.attach(model))
+            if self._axis is None:
+                stack.enter_context(self._tracker.watch(model))
+            if self._site.call is not None or self._site.position is not None:
+                stack.enter_context(self._calls.watch(model))
+            yield
+
+    def _visit(self, module: nn.Module, value: Any) -> Any:
+        self.reached = True
+        activation = read_activation(self._site, module, value)
+        axis = self._tracker.axis(self._site, module, activation) if self._axis is None else self._axis
+        gone = along_axis(self._channels(activation, axis), axis, activation.ndim)
+        tokens = self._calls.tokens if self._tokens is None else self._tokens != 0
+        positions = chosen_positions(self._site, activation, axis, tokens)
+        if positions is not None:
+            gone = gone & along_positions(positions, axis)
+        left = torch.where(gone, self._values(activation, axis), activation)
+        return write_activation(self._site, module, value, left)
+
+    def _channels(self, activation: Tensor, axis: int) -> Tensor:
+        """Return a mask of the channels that are removed.
+
+        Raises:
+            InvalidArgument: if the layer has no such neurons.
+        """
+        name, group, asked = self._site.name, self._site.group, self._neurons.reshape(-1)
+        n_neurons = activation.shape[axis] // group
+        if asked.dtype == torch.bool:
+            if len(asked) != n_neurons:
+                raise InvalidArgument(
+                    f"the mask of neurons must have one value for each of the {n_neurons} neurons of layer {name!r}, "
+                    f"got {len(asked)}"
+                )
+            mask = asked
+        else:
+            wrong = [number for number in asked.tolist() if number != int(number) or not 0 <= number < n_neurons]
+            if wrong:
+                raise InvalidArgument(
+                    f"neurons of layer {name!r} are numbered from 0 to {n_neurons - 1}, got {wrong[:5]}; pass their "
+                    "numbers, or one boolean for each"
+                )
+            mask = torch.zeros(n_neurons, dtype=torch.bool)
+            mask[asked.long()] = True
+        return mask.repeat_interleave(group).to(activation.device)
+
+    def _values(self, activation: Tensor, axis: int) -> Tensor:
+        """Return the baseline, shaped to broadcast against the activations.
+
+        Raises:
+            InvalidArgument: if it has another number of channels.
+        """
+        value = self._value.to(activation.device, activation.dtype)
+        if not value.ndim:
+            return value
+        if value.shape != (activation.shape[axis],):
+            raise InvalidArgument(
+                f"baseline must be one number, or one for each of the {activation.shape[axis]} channels of layer "
+                f"{self._site.name!r}, got shape {tuple(value.shape)}"
+            )
+        return along_axis(value, axis, activation.ndim)
+
+
+class _OutermostCalls:
+    """Notice where a forward pass begins, and the mask that it is given.
+
+    Attributes:
+        tokens: True for non-padding tokens; None without a mask.
+
+    Args:
+        hook: counts the calls of its site anew in each pass.
+    """
+
+    def __init__(self, hook: SiteHook) -> None:
         self.tokens: Tensor | None = None
-        self._tap, self._depth = tap, 0
+        self._hook, self._depth = hook, 0
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
@@ -122,7 +204,7 @@ class _Outermost:
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._depth:
-            self._tap.reset()
+            self._hook.reset()
             names = inspect.signature(module.forward).parameters
             self.tokens = find_tokens({**dict(zip(names, args, strict=False)), **kwargs})
             if self.tokens is None and args:
@@ -134,54 +216,30 @@ class _Outermost:
 
 
 def _baseline(removal: Removal | None, baseline: Any) -> Tensor:
+    """Return the value that neurons are set to: a scalar, or one value per channel.
+
+    Raises:
+        InvalidArgument: if it is no number, or depends on data or on the sample.
+    """
     if isinstance(baseline, str):
         if baseline == "zero":
             return torch.zeros(())
-        raise ValueError(
+        raise InvalidArgument(
             f"baseline={baseline!r} depends on data: pass numbers, or results[layer].removal as the site, from results "
             "with that baseline"
         )
     if baseline is not None:
-        return torch.as_tensor(baseline, dtype=torch.float64)
+        try:
+            return torch.as_tensor(baseline, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidArgument(
+                f"baseline must be one number, or one for each channel of the layer, got {_validate.shown(baseline)}"
+            ) from error
     if removal is None:
         return torch.zeros(())
     if np.isnan(removal.baseline_value).any():
-        raise ValueError(
+        raise InvalidArgument(
             f"the removal's baseline is {removal.baseline!r}, another value for each sample: pass baseline= numbers, "
             "or a removal with another baseline"
         )
     return torch.from_numpy(removal.baseline_value)
-
-
-def _mask(site: Site, chosen: Tensor, activation: Tensor, axis: int) -> Tensor:
-    """True for each channel that is removed."""
-    n_neurons = activation.shape[axis] // site.group
-    if chosen.dtype == torch.bool:
-        if len(chosen) != n_neurons:
-            raise ValueError(
-                f"the mask of neurons must have one value for each of the {n_neurons} neurons of layer {site.name!r}, "
-                f"got {len(chosen)}"
-            )
-        mask = chosen
-    else:
-        wrong = [number for number in chosen.tolist() if number != int(number) or not 0 <= number < n_neurons]
-        if wrong:
-            raise ValueError(
-                f"neurons of layer {site.name!r} are numbered from 0 to {n_neurons - 1}, got {wrong[:5]}; pass their "
-                "numbers, or one boolean for each"
-            )
-        mask = torch.zeros(n_neurons, dtype=torch.bool)
-        mask[chosen.long()] = True
-    return mask.repeat_interleave(site.group).to(activation.device)
-
-
-def _shaped(site: Site, value: Tensor, activation: Tensor, axis: int) -> Tensor:
-    value = value.to(activation.device, activation.dtype)
-    if not value.ndim:
-        return value
-    if value.shape != (activation.shape[axis],):
-        raise ValueError(
-            f"baseline must be one number, or one for each of the {activation.shape[axis]} channels of layer "
-            f"{site.name!r}, got shape {tuple(value.shape)}"
-        )
-    return along_axis(value, axis, activation.ndim)

@@ -1,11 +1,17 @@
-"""Tell along which axis of a tensor the neurons are counted."""
+"""Tell along which axis of a tensor the neurons are counted.
+
+Layers of torch count them on an axis of their own; whatever else has activations (a function, a user's module) counts
+them as the layer before it does, if the sizes agree. What nothing tells is refused.
+"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from lightning_neuroimp import _compat
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Site
 
 _LAST = (
@@ -18,23 +24,25 @@ _LAST = (
     nn.RNNBase,
     nn.MultiheadAttention,
 )
+"""Layers whose neurons are on the last axis."""
 
+_SECOND = (*_compat.CONVOLUTIONAL, nn.GroupNorm, nn.LocalResponseNorm, nn.PixelShuffle)
+"""Layers whose channels are on axis 1."""
 
-_SECOND = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,  # also instance norm
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    nn.PixelShuffle,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-)
+_WIDTHS = {
+    "output": ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim"),
+    "input": ("in_features", "in_channels", "num_features", "num_channels"),
+}
+"""Attributes in which layers hold the number of their channels, on either side."""
 
 
 class AxisTracker:
-    """Remembers, during a forward pass, along which axis the layer that ran last counts its neurons."""
+    """Remember, during a forward pass, along which axis the layer that ran last counts its neurons.
+
+    Example:
+        with tracker.watch(model):
+            model(x)  # a hook inside may call tracker.axis(site, module, tensor)
+    """
 
     def __init__(self) -> None:
         self._last: tuple[int, torch.Size] | None = None  # axis, shape
@@ -42,96 +50,111 @@ class AxisTracker:
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
         """Follow the model's layers inside this context."""
-
-        def note(module: nn.Module, args: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) and output else output
-            axis = _own_axis(module)
-            if axis is not None and isinstance(first, Tensor) and first.ndim > 1:
-                found = _fitting(first.shape, axis, _width(module, "output"))
-                self._last = None if found is None else (found, first.shape)
-
-        handles = []
-        try:
+        with ExitStack() as stack:
             for module in model.modules():
                 if _own_axis(module) is not None:
-                    handles.append(module.register_forward_hook(note))
+                    stack.callback(module.register_forward_hook(self._note).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def _note(self, module: nn.Module, args: object, output: object) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        axis = _own_axis(module)
+        if axis is not None and isinstance(first, Tensor) and first.ndim > 1:
+            found = _axis_of_width(first.shape, axis, _width(module, "output"))
+            self._last = None if found is None else (found, first.shape)
 
     def axis(self, site: Site, module: nn.Module, tensor: Tensor) -> int:
-        """The neuron axis of a site's tensor, samples first.
+        """Return the neuron axis of a site's tensor.
+
+        Args:
+            site: names the axis, or leaves it to be inferred.
+            module: was called.
+            tensor: of the site, samples first.
 
         Raises:
-            ValueError: if the tensor has no neuron axis, nothing tells which it is, or the groups do not fit into it.
+            InvalidArgument: if the tensor has no neuron axis, nothing tells which it is, or groups of the site's size
+                do not divide it.
         """
-        axis = self._axis(site, module, tensor)
+        if tensor.ndim < 2:
+            raise InvalidArgument(
+                f"layer {site.name!r} has an {site.side} of shape {tuple(tensor.shape)}: there is no axis of neurons "
+                f"in addition to the samples; choose a layer whose {site.side} is (sample, neuron, ...)"
+            )
+        axis = self._infer(site, module, tensor) if site.axis is None else _named_axis(site, site.axis, tensor)
         if tensor.shape[axis] % site.group:
-            raise ValueError(
+            raise InvalidArgument(
                 f"layer {site.name!r} has {tensor.shape[axis]} channels, which groups of {site.group} do not divide; "
                 "for attention heads pass the width of one head"
             )
         return axis
 
-    def _axis(self, site: Site, module: nn.Module, tensor: Tensor) -> int:
-        if tensor.ndim < 2:
-            raise ValueError(
-                f"layer {site.name!r} has an {site.side} of shape {tuple(tensor.shape)}: there is no axis of neurons "
-                f"beside the samples; choose a layer whose {site.side} is (sample, neuron, ...)"
-            )
-        axis, sample_axis = site.axis, site.sample_axis or 0
-        if axis is not None:
-            given = axis % tensor.ndim if -tensor.ndim <= axis < tensor.ndim else sample_axis
-            if given == sample_axis:
-                others = [other for other in range(tensor.ndim) if other != sample_axis]
-                raise ValueError(
-                    f"axis={axis} is not a neuron axis of layer {site.name!r}, whose {site.side} has shape "
-                    f"{tuple(tensor.movedim(0, sample_axis).shape)} with the samples on axis {sample_axis}; choose "
-                    f"from {', '.join(map(str, others))}"
-                )
-            return given + 1 if given < sample_axis else given
+    def _infer(self, site: Site, module: nn.Module, tensor: Tensor) -> int:
+        """Return the axis that the shape, the layer or the layer before it tells."""
         if tensor.ndim == 2:
             return 1
-        shape = tensor.shape if not sample_axis else tensor.movedim(0, sample_axis).shape
+        sample_axis = site.sample_axis or 0
+        shape = _own_shape(tensor, sample_axis)
         found = self._guess(module, site.side, shape)
         if found is None or found == sample_axis:
-            raise ValueError(
+            raise InvalidArgument(
                 f"cannot tell the neuron axis of layer {site.name!r} ({type(module).__name__}) with an {site.side} of "
                 f"shape {tuple(shape)}: no linear or convolutional layer with as many channels ran before it; "
                 f"pass Site({site.name!r}, axis=...) in layers"
             )
-        return found + 1 if found < sample_axis else found
+        return _samples_first(found, sample_axis)
 
     def _guess(self, module: nn.Module, side: str, shape: torch.Size) -> int | None:
-        """By the layer itself, or as the layer counts that ran last, if the sizes bear it out."""
+        """Return the axis of the layer itself, or of the layer that ran last if the sizes agree; else None."""
         own = _own_axis(module)
         if own is not None:
-            return _fitting(shape, own, _width(module, side))
+            return _axis_of_width(shape, own, _width(module, side))
         if self._last is None:
             return None
         axis, before = self._last
         if len(shape) == len(before) and all(
-            size == then for place, (size, then) in enumerate(zip(shape, before, strict=True)) if place != axis
+            size == previous for place, (size, previous) in enumerate(zip(shape, before, strict=True)) if place != axis
         ):
             return axis
-        return _only(shape, before[axis])  # it may have been transposed or flattened since
+        return _only_axis(shape, before[axis])  # it may have been transposed or flattened since
+
+
+def _named_axis(site: Site, axis: int, tensor: Tensor) -> int:
+    """Return the axis that a site names, with the samples first.
+
+    Raises:
+        InvalidArgument: if the tensor has no such axis, or its samples are there.
+    """
+    sample_axis = site.sample_axis or 0
+    own = axis % tensor.ndim if -tensor.ndim <= axis < tensor.ndim else sample_axis
+    if own == sample_axis:
+        others = [other for other in range(tensor.ndim) if other != sample_axis]
+        raise InvalidArgument(
+            f"axis={axis} is not a neuron axis of layer {site.name!r}, whose {site.side} has shape "
+            f"{tuple(_own_shape(tensor, sample_axis))} with the samples on axis {sample_axis}; choose from "
+            f"{', '.join(map(str, others))}"
+        )
+    return _samples_first(own, sample_axis)
+
+
+def _own_shape(tensor: Tensor, sample_axis: int) -> torch.Size:
+    """Return the shape as the model has it, of a tensor with its samples moved to axis 0."""
+    return tensor.movedim(0, sample_axis).shape if sample_axis else tensor.shape
+
+
+def _samples_first(axis: int, sample_axis: int) -> int:
+    """Return where an axis of the model's tensor is once the samples are moved to axis 0."""
+    return axis + 1 if axis < sample_axis else axis
 
 
 def _own_axis(module: nn.Module) -> int | None:
+    """Return the axis on which a layer of torch counts its neurons; None for any other module."""
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
         return None  # over space too: it counts as the layer before it does
     return -1 if isinstance(module, _LAST) else 1 if isinstance(module, _SECOND) else None
 
 
-_WIDTHS = {
-    "output": ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim"),
-    "input": ("in_features", "in_channels", "num_features", "num_channels"),
-}
-
-
 def _width(module: nn.Module, side: str) -> int | None:
-    """How many channels a layer says that it has; None where it does not say."""
+    """Return the number of channels that a layer declares; None if it declares none."""
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         return None  # its outputs and states are of several widths, and always on the last axis
     shape = getattr(module, "normalized_shape", None)
@@ -141,12 +164,13 @@ def _width(module: nn.Module, side: str) -> int | None:
     return next((width for width in found if isinstance(width, int)), None)
 
 
-def _fitting(shape: torch.Size, axis: int, width: int | None) -> int | None:
-    """The axis if its size is the width, else the only one that is of this size."""
+def _axis_of_width(shape: torch.Size, axis: int, width: int | None) -> int | None:
+    """Return the axis if its size is the width, otherwise the only axis of this size; None if there is no such one."""
     axis %= len(shape)
-    return axis if width is None or shape[axis] == width else _only(shape, width)
+    return axis if width is None or shape[axis] == width else _only_axis(shape, width)
 
 
-def _only(shape: torch.Size, width: int) -> int | None:
+def _only_axis(shape: torch.Size, width: int) -> int | None:
+    """Return the only axis after the samples that has this size; None if there are several or none."""
     found = [axis for axis in range(1, len(shape)) if shape[axis] == width]
     return found[0] if len(found) == 1 else None

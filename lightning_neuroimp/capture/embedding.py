@@ -1,7 +1,7 @@
-"""EmbeddingReader: each sample's embedding, from a forward pass."""
+"""Read each sample's embedding from a forward pass: what KMeans clusters, and what finds similar samples."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,66 +11,69 @@ from torch import Tensor, nn
 from lightning_neuroimp.capture.axes import AxisTracker
 from lightning_neuroimp.capture.hooks import SiteHook
 from lightning_neuroimp.capture.positions import chosen_positions, count_positions, sum_positions
-from lightning_neuroimp.capture.site_tensor import read
+from lightning_neuroimp.capture.site_tensor import read_activation
 from lightning_neuroimp.capture.sites import find_sites
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Site
 
 
 class EmbeddingReader:
-    """Reads each sample's embedding from a forward pass.
+    """Read each sample's embedding from a forward pass: a site's activations, averaged over positions.
+
+    Example:
+        reader = EmbeddingReader(model, "encoder")
+        with reader.attach():
+            embedding = reader.read(model(x), None, required=True)
 
     Args:
-        model: whose linear layers are watched.
-        layer: whose output is the embedding; None: the input of the linear layer that the first pass called last.
+        model: its forward passes are read.
+        layer: the site; None: the input of that linear layer which the first pass calls last.
 
     Raises:
-        ValueError: if there is no such layer.
+        InvalidArgument: if there is no such layer, or it stands for several.
     """
 
     def __init__(self, model: nn.Module, layer: str | Site | None) -> None:
         self._model = model
         sites = () if layer is None else find_sites(model, layer)
         if len(sites) > 1:
-            raise ValueError(f"the embedding must be one layer, got {', '.join(map(str, sites))}")
+            raise InvalidArgument(f"the embedding must be one layer, got {', '.join(map(str, sites))}")
         self._site = sites[0] if sites else None
-        self._embedding: Tensor | None = None
-        self._caller: nn.Module | None = None  # whose input it is
-        self._last: nn.Module | None = None  # the same for all passes once one has been read
+        self._activation: Tensor | None = None  # of the last pass
         self._axis = -1
+        self._caller: nn.Module | None = None  # the linear layer that was given the activation
+        self._last: nn.Module | None = None  # the same for all passes once one has been read
         self._width: int | None = None
         self._tracker = AxisTracker()
 
     @contextmanager
     def attach(self) -> Iterator["EmbeddingReader"]:
         """Hold the hooks inside this context."""
-        handles = []
-        try:
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_activation", None)
             if self._site is not None:
-                tap = SiteHook(self._site, self._keep_site)
-                with tap.attach(self._model), self._tracker.watch(self._model):
-                    yield self
+                stack.enter_context(SiteHook(self._site, self._keep_site).attach(self._model))
+                stack.enter_context(self._tracker.watch(self._model))
             else:
                 for module in self._model.modules():
                     if isinstance(module, nn.Linear):
-                        handles.append(module.register_forward_pre_hook(self._keep_input))
-                yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._embedding = None
+                        stack.callback(module.register_forward_pre_hook(self._keep_input).remove)
+            yield self
 
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the input of a linear layer: of the last one, or of the one that was last in the first pass."""
         if self._last is not None and module is not self._last:
             return
         if args and isinstance(args[0], Tensor) and args[0].ndim >= 2:
             self._caller = module
-            # a copy, as a layer behind may work in place
-            self._embedding, self._axis = args[0].detach().clone(), args[0].ndim - 1
+            # a copy, as a later layer may work in place
+            self._activation, self._axis = args[0].detach().clone(), args[0].ndim - 1
 
     def _keep_site(self, module: nn.Module, value: Any) -> None:
+        """Keep the activations of the site."""
         assert self._site is not None
-        tensor = read(self._site, module, value)
-        self._embedding, self._axis = tensor.detach().clone(), self._tracker.axis(self._site, module, tensor)
+        tensor = read_activation(self._site, module, value)
+        self._activation, self._axis = tensor.detach().clone(), self._tracker.axis(self._site, module, tensor)
 
     def read(
         self,
@@ -79,17 +82,20 @@ class EmbeddingReader:
         *,
         required: bool,
     ) -> Float[Tensor, "sample feature"]:
-        """The embedding of the forward pass that gave these logits.
+        """Return the embeddings of the samples in the last forward pass.
 
         Args:
-            logits: they stand in where the model has no linear layer and the embedding is not `required`.
-            tokens: True where a token is no padding.
-            required: whether clusters depend on it.
+            logits: of that pass; they stand in for embeddings that are not required where no linear layer is called.
+            tokens: True for non-padding tokens.
+            required: whether clusters depend on the embeddings.
+
+        Returns:
+            One row per sample; NaN where a later batch does not reach the layer and embeddings are not required.
 
         Raises:
-            ValueError: if there is none.
+            InvalidArgument: if embeddings are required and the pass gave none.
         """
-        found, self._embedding = self._embedding, None
+        found, self._activation = self._activation, None
         if found is not None and len(found) == len(logits):
             self._last = self._caller
             site = Site("", position=None) if self._site is None else self._site
@@ -101,14 +107,12 @@ class EmbeddingReader:
         if not required and self._width is None:
             return logits.detach().float()
         if not required:
-            # a layer that this batch does not reach: these samples are near to nothing
+            # a layer that this batch does not reach: nothing is similar to these samples
             return logits.new_full((len(logits), self._width or 1), torch.nan, dtype=torch.float32)
-        raise ValueError(
-            "KMeansClusters needs one embedding per sample, but "
-            + (
-                f"layer {self._site.name!r} gave none"
-                if self._site is not None
-                else "the model calls no linear layer with one row per sample in each batch"
-            )
-            + "; name a layer: KMeansClusters(n_clusters, embedding='...')"
+        reason = "the model calls no linear layer with one row per sample in each batch"
+        if self._site is not None:
+            reason = f"layer {self._site.name!r} gave none"
+        raise InvalidArgument(
+            f"KMeansClusters needs one embedding per sample, but {reason}; name a layer: "
+            "KMeansClusters(n_clusters, embedding='...')"
         )

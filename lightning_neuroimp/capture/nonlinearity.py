@@ -1,4 +1,8 @@
-"""Nonlinearity: the elementwise function that takes a site's activations next, and what the derivative misses of it."""
+"""Find the elementwise function that takes a site's activations next, and what its gradient misses.
+
+A site is often read just before its nonlinearity. Where the removal moves activations across a bend of that function,
+the gradient at the activations does not see the change: that is a finding.
+"""
 
 import re
 from collections.abc import Callable
@@ -11,19 +15,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_neuroimp import _compat
+
 _PASSING = {"Alias", "Clone", "Permute", "Squeeze", "T", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View"}
-"""Operations that hand values on as they are."""
+"""Operations of a graph that hand values on as they are."""
 
 
-# what a node knows is read at once: to hold on to it would keep all that it has saved for a backward pass
+# a node's parameters are read at once: to keep the node would keep all that it has saved for a backward pass
 _FUNCTIONS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
-    "Gelu": lambda node: partial(F.gelu, approximate=node._saved_approximate),
+    "Gelu": lambda node: partial(F.gelu, approximate=_compat.saved_value(node, "approximate")),
     "Hardsigmoid": lambda node: F.hardsigmoid,
     "Hardswish": lambda node: F.hardswish,
     "Hardtanh": lambda node: partial(
-        F.hardtanh, min_val=float(node._saved_min_val), max_val=float(node._saved_max_val)
+        F.hardtanh,
+        min_val=float(_compat.saved_value(node, "min_val")),
+        max_val=float(_compat.saved_value(node, "max_val")),
     ),
-    "LeakyRelu": lambda node: partial(F.leaky_relu, negative_slope=float(node._saved_negative_slope)),
+    "LeakyRelu": lambda node: partial(F.leaky_relu, negative_slope=float(_compat.saved_value(node, "negative_slope"))),
     "LogSigmoid": lambda node: F.logsigmoid,
     "Mish": lambda node: F.mish,
     "Relu": lambda node: torch.relu,
@@ -31,15 +39,16 @@ _FUNCTIONS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
     "Silu": lambda node: F.silu,
     "Tanh": lambda node: torch.tanh,
 }
+"""How a node of autograd's graph, by its name, becomes the function that it is the gradient of."""
 
 
 @dataclass(frozen=True)
 class Nonlinearity:
-    """An elementwise function.
+    """Hold an elementwise function.
 
     Attributes:
         name: in lower case, such as "tanh".
-        function: itself.
+        function: of a tensor of any shape.
     """
 
     name: str
@@ -48,31 +57,34 @@ class Nonlinearity:
     def derivative_error(
         self, activation: Float[Tensor, " sample *rest"], deviation: Float[Tensor, " sample *rest"]
     ) -> tuple[float, float]:
-        """Sums over samples and neurons: what the derivative does not see of the function's change, and that change.
+        """Return how much of the function's change its gradient misses, and that change, summed over all entries.
 
-        The change is |f(h) - f(b)|; what is not seen is that minus |(h - b) f'(h)|, where that is less.
+        The change is |f(h) - f(b)|; what the gradient misses is that minus |(h - b) f'(h)|, where that is less.
 
         Args:
-            activation: what it is given, h.
-            deviation: h - b.
+            activation: what the function is given, h.
+            deviation: activation minus baseline, h - b.
         """
         with torch.enable_grad():
             here = activation.detach().requires_grad_()
             outcome = self.function(here)
             (slope,) = torch.autograd.grad(outcome.sum(), here)
         change = outcome.detach() - self.function(activation.detach() - deviation)
-        # all of these functions but some near zero rise, so that both have one sign
+        # all of these functions rise, except some near zero, so that both have one sign
         missed = (change.abs() - (deviation * slope).abs()).clamp_min(0)
         finite = change.isfinite() & missed.isfinite()
         return float(missed.where(finite, 0).sum()), float(change.where(finite, 0).abs().sum())
 
 
 def followed_by(outcome: Tensor, activations: dict[str, Tensor]) -> dict[str, Nonlinearity | None]:
-    """The elementwise nonlinearity that each site's activations go through next, if that is all they go through.
+    """Return the elementwise nonlinearity that each site's activations go through next.
 
     Args:
         outcome: computed from the activations, with its graph.
         activations: by site, inside that graph.
+
+    Returns:
+        Per site; None where the activations go to anything else, or to several functions.
     """
     readers: dict[Any, list[Any]] = {}
     waiting = [outcome.grad_fn]
@@ -90,13 +102,19 @@ def followed_by(outcome: Tensor, activations: dict[str, Tensor]) -> dict[str, No
 
 
 def _only_reader(node: Any, readers: dict[Any, list[Any]]) -> Nonlinearity | None:
+    """Return the known function that is all that reads a node's values; None if there is no such one.
+
+    Args:
+        node: of the graph.
+        readers: nodes that read each node's values.
+    """
     found = []
     waiting = list(readers.get(node, ()))
     while waiting:
         reader = waiting.pop()
         # torch's own nodes are numbered; an autograd function of the user's may have any name
-        own = re.fullmatch(r"(\w+)Backward\d+", reader.name())
-        name = own[1] if own else ""
+        numbered = re.fullmatch(r"(\w+)Backward\d+", reader.name())
+        name = numbered[1] if numbered else ""
         if name in _PASSING:
             waiting += readers.get(reader, ())
         else:

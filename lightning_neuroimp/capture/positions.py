@@ -1,14 +1,27 @@
-"""Positions: the axes of a tensor that count neither samples nor neurons."""
+"""Choose, sum and count positions: the axes of a tensor that count neither samples nor neurons.
+
+Tensors have the samples on axis 0 and the neurons on `axis`; the others are positions, such as tokens or pixels. A mask
+of positions has shape (sample, token), and only exists where there is exactly one axis of positions.
+"""
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Site
 
 
 def token_axis(ndim: int, axis: int) -> int | None:
-    """The axis of positions, where there is one; samples are on axis 0, neurons on `axis`."""
+    """Return the axis of positions of a tensor; None if there is none, or more than one.
+
+    Args:
+        ndim: number of the tensor's axes.
+        axis: axis of its neurons; the samples are on axis 0.
+
+    >>> token_axis(3, 2), token_axis(4, 1)
+    (1, None)
+    """
     others = [other for other in range(1, ndim) if other != axis]
     return others[0] if len(others) == 1 else None
 
@@ -16,52 +29,56 @@ def token_axis(ndim: int, axis: int) -> int | None:
 def chosen_positions(
     site: Site, activation: Float[Tensor, "sample ..."], axis: int, tokens: Bool[Tensor, "sample token"] | None
 ) -> Bool[Tensor, "sample token"] | None:
-    """Which positions of each sample count: the unpadded ones, or the one that the site names. None: all.
+    """Return which positions of each sample count: the unpadded ones, or the one that the site names.
 
     Args:
         site: names one position, or none.
         activation: samples first.
-        axis: of its neurons.
-        tokens: True where a token is no padding; ignored where the activations have other positions.
+        axis: axis of its neurons.
+        tokens: True for non-padding tokens; ignored where the activations have another number of positions.
+
+    Returns:
+        True for each position that counts; None if all of them do.
 
     Raises:
-        ValueError: if a position is named and the activations have no one axis of positions, not so many positions,
-            or padding that the mask does not tell.
+        InvalidArgument: if a position is named and the activations have not exactly one axis of positions, have fewer
+            positions, or have padding that the mask does not tell.
     """
     where = token_axis(activation.ndim, axis)
     length = None if where is None else activation.shape[where]
-    fitting = tokens is not None and tokens.shape[1:] == (length,)
-    if site.position is None:
-        return tokens if fitting else None
+    fits = tokens is not None and tokens.shape[1:] == (length,)
+    position = site.position
+    if position is None:
+        return tokens if fits else None
     if length is None:
-        raise ValueError(
-            f"position={site.position} of layer {site.name!r} needs one axis of positions beside samples and neurons, "
-            f"but its {site.side} has shape {tuple(activation.shape)}"
+        raise InvalidArgument(
+            f"position={position} of layer {site.name!r} needs one axis of positions in addition to samples and "
+            f"neurons, but its {site.side} has shape {tuple(activation.shape)}"
         )
-    if not fitting and not -length <= site.position < length:
-        raise ValueError(f"position={site.position} of layer {site.name!r}: it has {length} positions")
-    if tokens is not None and not fitting and site.position < 0 and not bool(tokens.all()):
-        raise ValueError(
-            f"position={site.position} of layer {site.name!r} counts from the last unpadded position, but the mask has "
+    if not fits and not -length <= position < length:
+        raise InvalidArgument(f"position={position} of layer {site.name!r}: it has {length} positions")
+    if tokens is not None and not fits and position < 0 and not bool(tokens.all()):
+        raise InvalidArgument(
+            f"position={position} of layer {site.name!r} counts from the last unpadded position, but the mask has "
             f"{tokens.shape[1]} tokens and the layer {length} positions; let forward_fn return (logits, targets, "
             "tokens) with a mask of the layer's length"
         )
-    if tokens is None or not fitting:
+    if tokens is None or not fits:
         tokens = torch.ones(len(activation), length, dtype=torch.bool, device=activation.device)
     number = tokens.cumsum(1)  # of each token, from 1, padding not counted
-    asked = site.position + 1 if site.position >= 0 else number[:, -1:] + site.position + 1
-    return tokens & (number == asked)
+    wanted = position + 1 if position >= 0 else number[:, -1:] + position + 1
+    return tokens & (number == wanted)
 
 
 def sum_positions(
     values: Float[Tensor, "sample ..."], axis: int, positions: Bool[Tensor, "sample token"] | None = None
 ) -> Float[Tensor, "sample channel"]:
-    """Sum over all axes but the samples and the neurons: space, for a convolution.
+    """Return the sum over all axes except samples and neurons: over space for a convolution, over tokens.
 
     Args:
         values: samples first.
-        axis: of the neurons.
-        positions: True for those that count; None: all.
+        axis: axis of the neurons.
+        positions: True for those that count; None if all do.
     """
     others = [other for other in range(1, values.ndim) if other != axis]
     if positions is not None:
@@ -70,12 +87,23 @@ def sum_positions(
 
 
 def sum_groups(values: Float[Tensor, "sample channel"], group: int) -> Float[Tensor, "sample neuron"]:
-    """Sum over each group of channels, which is one neuron."""
+    """Return the sum over each group of neighbouring channels, which is one neuron.
+
+    Args:
+        values: per channel.
+        group: number of channels in a group.
+    """
     return values if group == 1 else values.unflatten(1, (-1, group)).sum(2)
 
 
 def along_axis(values: Shaped[Tensor, "*sample channel"], axis: int, ndim: int) -> Tensor:
-    """Values per channel, (channel,) or (sample, channel), shaped to broadcast against a tensor of `ndim` axes."""
+    """Return values per channel in a shape that broadcasts against a tensor.
+
+    Args:
+        values: (channel,) or (sample, channel).
+        axis: axis of the tensor's channels.
+        ndim: number of the tensor's axes.
+    """
     lead = 1 if values.ndim == 1 else values.shape[0]
     shape = [lead] + [1] * (ndim - 1)
     shape[axis] = values.shape[-1]
@@ -83,12 +111,23 @@ def along_axis(values: Shaped[Tensor, "*sample channel"], axis: int, ndim: int) 
 
 
 def along_positions(values: Shaped[Tensor, "sample token"], axis: int) -> Shaped[Tensor, "sample _ _"]:
-    """Values per position, shaped to broadcast against a tensor of samples, positions and, on `axis`, neurons."""
+    """Return values per position in a shape that broadcasts against a tensor of samples, positions and neurons.
+
+    Args:
+        values: (sample, token).
+        axis: axis of the tensor's neurons.
+    """
     return values.unsqueeze(axis)
 
 
 def count_positions(activation: Tensor, axis: int, positions: Bool[Tensor, "sample token"] | None) -> Tensor:
-    """How many positions of each sample count."""
+    """Return the number of positions of each sample that count.
+
+    Args:
+        activation: samples first.
+        axis: axis of its neurons.
+        positions: True for those that count; None if all do.
+    """
     if positions is not None:
         return positions.sum(1)
     count = activation[0].numel() // activation.shape[axis] if len(activation) else 1

@@ -1,19 +1,24 @@
-"""Remove neurons from activations: set them to their baseline."""
+"""Remove neurons from activations: set them to their baseline.
 
-import math
+`site.Removal` is the one object that scores and ablations share; here is what it does to tensors.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_neuroimp import _validate
 from lightning_neuroimp.capture.positions import along_axis, along_positions
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Removal
 
 BASELINES = ("zero", "mean", "resample")
-
 
 _SAME_SIZE = {
     torch.float64: torch.int64,
@@ -23,45 +28,65 @@ _SAME_SIZE = {
 }
 
 
-def check_baseline(baseline: Any) -> str | float:
-    """The name of a baseline, or its value.
+@dataclass(frozen=True)
+class Baseline:
+    """Hold what removed neurons are set to.
 
-    Raises:
-        ValueError: if it is unknown.
+    Attributes:
+        kind: "zero", "mean" over the probe set, "resample" (what another sample has), or "constant".
+        value: of a constant.
     """
-    if isinstance(baseline, Real) and not isinstance(baseline, bool) and math.isfinite(baseline):
-        return "zero" if baseline == 0 else float(baseline)
-    if isinstance(baseline, str) and baseline in BASELINES:
-        return baseline
-    raise ValueError(f"baseline must be one of {list(BASELINES)} or a finite number, got {baseline!r}")
 
+    kind: str
+    value: float = 0.0
 
-def describe_baseline(baseline: str | float) -> str:
-    """In words, for tables.
+    @classmethod
+    def of(cls, baseline: Any) -> "Baseline":
+        """Return the baseline that a name or a number stands for.
 
-    >>> describe_baseline(0.5)
-    'constant 0.5'
-    """
-    return baseline if isinstance(baseline, str) else f"constant {baseline:g}"
+        Raises:
+            InvalidArgument: if it is neither a known name nor a finite number.
+        """
+        if isinstance(baseline, Real) and not isinstance(baseline, bool):
+            value = _validate.number("baseline", baseline)
+            return cls("constant", value) if value else cls("zero")
+        if isinstance(baseline, str) and baseline in BASELINES:
+            return cls(baseline)
+        raise InvalidArgument(f"baseline must be one of {list(BASELINES)} or a finite number, got {baseline!r}")
+
+    def channels(self, site: str, n_channels: int, means: Mapping[str, np.ndarray]) -> Float[np.ndarray, " channel"]:
+        """Return the value of each channel of a site; NaN for "resample".
+
+        Args:
+            site: the site in words.
+            n_channels: number of its channels.
+            means: mean activations per site, for "mean".
+        """
+        if self.kind == "mean":
+            return means[site]
+        return np.full(n_channels, np.nan if self.kind == "resample" else self.value)
 
 
 @dataclass(frozen=True, eq=False)
 class BatchRemoval:
-    """What a removal is in one batch.
+    """Hold what a removal is in one batch.
 
     Attributes:
         positions: True where neurons are removed; None: at all positions.
-        donated: what other samples have at the site, for the baseline "resample".
+        donated: activations of other samples at the site, for the baseline "resample".
     """
 
     positions: Bool[Tensor, "sample token"] | None = None
     donated: Float[Tensor, "sample ..."] | None = None
 
 
-def baseline_of(removal: Removal, activation: Tensor, placed: BatchRemoval) -> Tensor:
-    """The baseline, shaped to broadcast against activations."""
-    if placed.donated is not None:
-        return placed.donated
+EVERYWHERE = BatchRemoval()
+
+
+def baseline_of(removal: Removal, activation: Tensor, batch_removal: BatchRemoval) -> Tensor:
+    """Return the baseline, shaped to broadcast against activations."""
+    if batch_removal.donated is not None:
+        return batch_removal.donated
     value = torch.as_tensor(removal.baseline_value, dtype=activation.dtype, device=activation.device)
     return along_axis(value, removal.axis, activation.ndim)
 
@@ -70,21 +95,21 @@ def remove(
     activation: Float[Tensor, "sample ..."],
     removal: Removal,
     mask: Bool[Tensor, "_ neuron"],
-    placed: BatchRemoval = BatchRemoval(),
+    batch_removal: BatchRemoval = EVERYWHERE,
 ) -> Float[Tensor, "sample ..."]:
-    """Activations with the masked neurons set to their baseline; no gradient flows through.
+    """Return activations with the masked neurons set to their baseline; no gradient flows through.
 
     Args:
         activation: of the removal's site, samples first.
         removal: which axis, which baseline.
         mask: True where a neuron is removed; one row per sample, or one for all.
-        placed: at which positions, and what is donated by other samples.
+        batch_removal: at which positions, and what other samples donate.
     """
     activation = activation.detach()
-    value = baseline_of(removal, activation, placed)
-    group, positions = removal.where.group, placed.positions
+    value = baseline_of(removal, activation, batch_removal)
+    group, positions = removal.where.group, batch_removal.positions
     channels = mask if group == 1 else mask.repeat_interleave(group, 1)
-    # laid out in memory as the activations are, whatever the mask is: layers behind may compute differently else
+    # laid out in memory as the activations are, whatever the mask is: later layers may compute differently otherwise
     result = torch.empty_like(activation)
     whole = _SAME_SIZE.get(activation.dtype)
     if whole is None:
@@ -98,6 +123,6 @@ def remove(
         keep = keep | along_positions(positions.to(whole) - 1, removal.axis)
     chosen = result.view(whole)
     torch.bitwise_and(activation.view(whole), keep, out=chosen)
-    if placed.donated is not None or removal.baseline_value.any():
+    if batch_removal.donated is not None or removal.baseline_value.any():
         chosen.bitwise_or_(value.view(whole) & ~keep)
     return result

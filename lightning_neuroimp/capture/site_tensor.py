@@ -7,66 +7,66 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Site
+
+Path = tuple[int | str, ...]
+"""Keys, indices and fields that lead to a part of nested containers."""
 
 
 class Inputs(NamedTuple):
-    """What a module was called with."""
+    """Hold what a module was called with."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
-def read(site: Site, module: nn.Module, value: Any, n_samples: int | None = None) -> Tensor:
-    """The site's tensor, samples first; a view of what the model has.
+def read_activation(site: Site, module: nn.Module, value: Any, n_samples: int | None = None) -> Tensor:
+    """Return the site's tensor, samples first: a view of the model's own.
 
     Args:
-        site: whose.
-        module: that was called.
+        site: says which part of the value, and where its samples are.
+        module: was called.
         value: its output, or its `Inputs`.
-        n_samples: of the batch, where it shall be checked.
+        n_samples: number of the batch's samples, which the tensor must have; None: any number.
 
     Raises:
-        ValueError: if there is no floating-point tensor with one entry per sample.
+        InvalidArgument: if there is no floating-point tensor with one entry per sample.
     """
-    kind = f"layer {site.name!r} ({type(module).__name__})"
-    if isinstance(value, nn.utils.rnn.PackedSequence) or (
-        isinstance(value, tuple)
-        and value
-        and isinstance(value[0], nn.utils.rnn.PackedSequence)
-        and site.path[:1] != (1,)
-    ):
-        raise ValueError(
-            f"{kind} packs the tokens of all samples in one row; choose its last states, Site({site.name!r}, item=1) "
-            "or for an LSTM item=(1, 0), or a layer behind it"
+    layer = f"layer {site.name!r} ({type(module).__name__})"
+    if _is_packed(site, value):
+        raise InvalidArgument(
+            f"{layer} packs the tokens of all samples in one row; choose its last states, Site({site.name!r}, item=1) "
+            "or for an LSTM item=(1, 0), or a later layer"
         )
-    found = _at(value, _path(site, module, value, kind), site, kind)
+    found = _get(value, _path(site, module, value, layer), site, layer)
     if not isinstance(found, Tensor):
-        raise ValueError(
-            f"{kind} has an {site.side} that is a {type(found).__name__}, not a tensor; choose an item of it, or a "
-            "layer inside or behind it that has one"
+        raise InvalidArgument(
+            f"{layer} has an {site.side} that is a {type(found).__name__}, not a tensor; choose an item of it, or a "
+            "submodule or a later layer that has one"
         )
     if not found.is_floating_point():
-        raise ValueError(
-            f"{kind} has an {site.side} of integers ({found.dtype}), which have no gradient and no removal; choose a "
-            "layer behind it"
+        raise InvalidArgument(
+            f"{layer} has an {site.side} of integers ({found.dtype}), which have no gradient and no removal; choose a "
+            "later layer"
         )
     axis = site.sample_axis or 0
     if found.ndim <= axis or (n_samples is not None and found.shape[axis] != n_samples):
-        raise ValueError(
-            f"{kind} has an {site.side} of shape {tuple(found.shape)} for a batch of {n_samples} samples; its "
-            f"{'first axis' if not axis else f'axis {axis}'} must be the samples. {_other_axis(site, found, n_samples)}"
+        raise InvalidArgument(
+            f"{layer} has an {site.side} of shape {tuple(found.shape)} for a batch of {n_samples} samples; its "
+            f"{f'axis {axis}' if axis else 'first axis'} must be the samples. "
+            + _sample_axis_remedy(site, found, n_samples)
         )
     return found.movedim(axis, 0) if axis else found
 
 
-def write(site: Site, module: nn.Module, value: Any, activation: Tensor) -> Any:
-    """What `read` was given, with other activations in place; containers are copied.
+def write_activation(site: Site, module: nn.Module, value: Any, activation: Tensor) -> Any:
+    """Return a module's value with other activations in place of those that `read_activation` finds.
 
     Args:
-        site: whose.
-        module: that was called.
-        value: its output, or its `Inputs`.
+        site: says which part of the value, and where its samples are.
+        module: was called.
+        value: its output, or its `Inputs`; containers in it are copied.
         activation: samples first.
     """
     axis = site.sample_axis or 0
@@ -75,52 +75,71 @@ def write(site: Site, module: nn.Module, value: Any, activation: Tensor) -> Any:
     return tuple(written) if isinstance(written, Inputs) else written
 
 
-def _other_axis(site: Site, tensor: Tensor, n_samples: int | None) -> str:
+def _is_packed(site: Site, value: Any) -> bool:
+    """Say whether a site's tensor is in a packed sequence, whose samples have no axis."""
+    packed = nn.utils.rnn.PackedSequence
+    if isinstance(value, packed):
+        return True
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], packed) and site.path[:1] != (1,)
+
+
+def _sample_axis_remedy(site: Site, tensor: Tensor, n_samples: int | None) -> str:
+    """Say what to do about a tensor that has not one entry per sample where they are expected."""
     fitting = [axis for axis, size in enumerate(tensor.shape) if size == n_samples]
     if fitting and (tensor.ndim > 2 or site.sample_axis):
         return f"If they are on axis {fitting[0]}, pass Site({site.name!r}, sample_axis={fitting[0]})"
     return (
         "A layer that sees some of the samples, or all their tokens or nodes in one row, cannot be explained: choose "
-        "one around or behind it"
+        "a later one, or a module around it"
     )
 
 
-def _path(site: Site, module: nn.Module, value: Any, kind: str) -> tuple[int | str, ...]:
-    """Where the tensor is in an output or in `Inputs`."""
+def _path(site: Site, module: nn.Module, value: Any, layer: str) -> Path:
+    """Return where the site's tensor is in an output or in `Inputs`.
+
+    Raises:
+        InvalidArgument: if the site does not say it and there are several tensors, or none.
+    """
     path = site.path
-    if site.side == "input":
+    if isinstance(value, Inputs):
         if path:
             return ("kwargs" if isinstance(path[0], str) else "args", *path)
-        options: list[tuple[Any, ...]] = [("args", place) for place in range(len(value.args))]
-        options += [("kwargs", key) for key in value.kwargs]
-        return _only(site, value, options, kind)
+        options: list[Path] = [("args", place) for place in range(len(value.args))]
+        return _only_tensor(site, value, [*options, *(("kwargs", key) for key in value.kwargs)], layer)
     if path or isinstance(value, Tensor):
         return path
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and isinstance(value, tuple):
-        return (0,)  # the output, beside states or attention weights
-    return _only(site, value, [(key,) for key in _keys(value)], kind)
+        return (0,)  # the output; states or attention weights come after it
+    return _only_tensor(site, value, [(key,) for key in _keys(value)], layer)
 
 
-def _only(site: Site, value: Any, options: list[tuple[Any, ...]], kind: str) -> tuple[Any, ...]:
-    """The one place with a tensor of numbers."""
-    tensors = [path for path in options if isinstance(_at(value, path, site, kind), Tensor)]
-    floating = [path for path in tensors if _at(value, path, site, kind).is_floating_point()]
+def _only_tensor(site: Site, value: Any, options: list[Path], layer: str) -> Path:
+    """Return the one path that leads to a floating-point tensor; to any tensor, to be refused, where none does.
+
+    Raises:
+        InvalidArgument: if there are several, or nothing at all.
+    """
+    tensors = [path for path in options if isinstance(_get(value, path, site, layer), Tensor)]
+    floating = [path for path in tensors if _get(value, path, site, layer).is_floating_point()]
     if len(floating) == 1:
         return floating[0]
     if not options:
         what = "none" if isinstance(value, Inputs) else f"a {type(value).__name__}, not a tensor"
-        raise ValueError(f"{kind} has as its {site.side} {what}; choose a layer inside or behind it that has one")
-    if len(floating) < 1:
-        return tensors[0] if tensors else options[0]  # refused when it is read
-    items = [path[-1] for path in floating]
-    raise ValueError(
-        f"{kind} has several tensors as its {site.side}, {describe(value)}; say which: Site({site.name!r}, "
-        f"{'side=' + repr('input') + ', ' if site.side == 'input' else ''}item={items[0]!r}), or "
-        f"{' or '.join(map(repr, items[1:]))}"
+        raise InvalidArgument(
+            f"{layer} has as its {site.side} {what}; choose a submodule or a later layer that has one"
+        )
+    if not floating:
+        return tensors[0] if tensors else options[0]
+    first, *others = [repr(path[-1]) for path in floating]
+    side = "side='input', " if site.side == "input" else ""
+    raise InvalidArgument(
+        f"{layer} has several tensors as its {site.side}, {describe_shapes(value)}; say which: "
+        f"Site({site.name!r}, {side}item={first}), or {' or '.join(others)}"
     )
 
 
 def _keys(value: Any) -> list[Any]:
+    """Return the keys, indices or fields of a container; none for anything else."""
     if isinstance(value, Mapping):
         return list(value)
     if isinstance(value, tuple | list):
@@ -130,18 +149,25 @@ def _keys(value: Any) -> list[Any]:
     return []
 
 
-def _at(value: Any, path: Sequence[int | str], site: Site, kind: str) -> Any:
+def _get(value: Any, path: Path, site: Site, layer: str) -> Any:
+    """Return the part of a value to which a path leads.
+
+    Raises:
+        InvalidArgument: if there is no such part.
+    """
+    part = value
     for key in path:
         try:
-            value = getattr(value, key) if isinstance(key, str) and not isinstance(value, Mapping) else value[key]
+            part = getattr(part, key) if isinstance(key, str) and not isinstance(part, Mapping) else part[key]
         except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"{kind} has no item {site.item!r} in its {site.side}, which is {describe(value)}"
+            raise InvalidArgument(
+                f"{layer} has no item {site.item!r} in its {site.side}, which is {describe_shapes(part)}"
             ) from error
-    return value
+    return part
 
 
 def _put(value: Any, path: Sequence[int | str], tensor: Tensor) -> Any:
+    """Return a copy of a value with a tensor in place of the part to which a path leads."""
     if not path:
         return tensor
     key = path[0]
@@ -154,7 +180,7 @@ def _put(value: Any, path: Sequence[int | str], tensor: Tensor) -> Any:
             return changed
         return {**value, name: part}
     if isinstance(value, tuple | list):
-        fields = getattr(value, "_fields", None)
+        fields = getattr(value, "_fields", None)  # of a named tuple
         place = fields.index(key) if isinstance(key, str) and fields is not None else int(key)
         parts = list(value)
         parts[place] = _put(parts[place], path[1:], tensor)
@@ -164,22 +190,23 @@ def _put(value: Any, path: Sequence[int | str], tensor: Tensor) -> Any:
     return changed
 
 
-def describe(value: Any) -> str:
-    """A module's output or inputs in short: types and shapes.
+def describe_shapes(value: Any) -> str:
+    """Return the types and shapes in a module's output or inputs, as short text.
 
     >>> import torch
-    >>> describe((torch.zeros(2, 3), None))
+    >>> describe_shapes((torch.zeros(2, 3), None))
     '(Tensor 2 x 3, None)'
     """
     if isinstance(value, Inputs):
-        named = [f"{key}={describe(part)}" for key, part in value.kwargs.items()]
-        return f"({', '.join([*map(describe, value.args), *named])})"
+        named = [f"{key}={describe_shapes(part)}" for key, part in value.kwargs.items()]
+        return f"({', '.join([*map(describe_shapes, value.args), *named])})"
     if isinstance(value, Tensor):
         return f"Tensor {' x '.join(map(str, value.shape))}".strip()
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {describe(part)}' for key, part in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {describe_shapes(part)}' for key, part in value.items())}}}"
     if isinstance(value, tuple | list):
-        return f"({', '.join(map(describe, value))})"
+        return f"({', '.join(map(describe_shapes, value))})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return f"{type(value).__name__}({', '.join(f'{key}: {describe(getattr(value, key))}' for key in _keys(value))})"
+        parts = [f"{key}: {describe_shapes(getattr(value, key))}" for key in _keys(value)]
+        return f"{type(value).__name__}({', '.join(parts)})"
     return "None" if value is None else type(value).__name__

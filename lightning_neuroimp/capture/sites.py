@@ -1,6 +1,5 @@
 """Find the sites that names and globs stand for."""
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -8,31 +7,38 @@ from typing import Any
 
 from torch import nn
 
+from lightning_neuroimp import _validate
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Site
 
 MAX_GLOB_SITES = 16
-"""Globs that match more modules than this are refused: name them one by one to have them all."""
+"""A glob that matches more modules than this is refused: they can be named one by one."""
 
 
-def check_layers(layers: Any) -> list[Any]:
-    """What was asked for, one by one, before there is a model.
+def validate_layers(layers: Any) -> list[Any]:
+    """Return the layers that are asked for as a list, before there is a model in which to look for them.
+
+    Args:
+        layers: a name, glob or site, or several of them. A module passes here: once there is a model, `find_sites`
+            says what its name is.
 
     Raises:
-        ValueError: if it is neither a name, glob or site (or a module, of which the model will tell the name) nor
-            several of them.
+        InvalidArgument: if it is something else, or empty.
     """
     single = isinstance(layers, str | Site | nn.Module) or not isinstance(layers, Iterable)
     asked = [layers] if single else list(layers)
     for layer in asked:
         if not isinstance(layer, str | Site | nn.Module):
-            raise ValueError(f"layers must be names, globs or sites, got {layer!r}")
+            raise InvalidArgument(f"layers must be names, globs or sites, got {_validate.shown(layer)}")
     if not asked:
-        raise ValueError("layers is empty: name at least one layer, as in model.named_modules()")
+        raise InvalidArgument("layers is empty: name at least one layer, as in model.named_modules()")
     return asked
 
 
 def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
-    """Resolve names and globs.
+    """Return the sites of a model that names and globs stand for.
+
+    A site that is named in two ways comes once; one that is named outright is not optional, whatever glob matches it.
 
     Args:
         model: its `named_modules()` are searched.
@@ -42,42 +48,78 @@ def find_sites(model: nn.Module, layers: Any) -> tuple[Site, ...]:
         Sites with their sample axis, in the order asked for, globs in the model's order.
 
     Raises:
-        ValueError: if a name is not there, a glob matches nothing or more than 16 modules, or nothing was asked for.
+        InvalidArgument: if a name is not there, a glob matches nothing or more than 16 modules, or nothing is asked
+            for.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> [site.name for site in find_sites(model, "*")]
     ['0', '1', '2']
     """
-    asked = check_layers(layers)
     names = [name for name, _ in model.named_modules() if name]
     found: dict[str, Site] = {}
-    for layer in asked:
+    for layer in validate_layers(layers):
         if isinstance(layer, nn.Module):
-            known = [name for name, module in model.named_modules() if module is layer and name]
-            remedy = f"pass its name, {known[0]!r}" if known else "pass the name of a layer in model.named_modules()"
-            raise ValueError(f"layers must be names, globs or sites, got a module, {type(layer).__name__}: {remedy}")
-        site = Site(layer) if isinstance(layer, str) else layer
-        if "*" in site.name:
-            matches = [name for name in names if _glob(site.name).fullmatch(name)]
-            if not matches:
-                raise ValueError(f"no layer matches {site.name!r}: {_closest(site.name.replace('*', ''), names)}")
-            if len(matches) > MAX_GLOB_SITES:
-                raise ValueError(
-                    f"{site.name!r} matches {len(matches)} layers, more than the {MAX_GLOB_SITES} that a glob may "
-                    f"stand for; name those that you want, for instance {matches[:3]}"
+            raise InvalidArgument(_name_of(model, layer))
+        asked = Site(layer) if isinstance(layer, str) else layer
+        for match in _matches(asked, names, type(model).__name__):
+            site = _with_sample_axis(model, match)
+            previous = found.get(str(site))
+            if previous is None or (previous.optional and not site.optional):
+                found[str(site)] = site
+            elif site != previous and not site.optional:
+                raise InvalidArgument(
+                    f"layers name {str(site)!r} twice, with samples on axis {previous.sample_axis} and on axis "
+                    f"{site.sample_axis}: pass one of them"
                 )
-            for name in matches:
-                one = _with_sample_axis(model, replace(site, name=name, optional=True))
-                found.setdefault(str(one), one)
-        elif site.name in names:
-            found[str(site)] = _with_sample_axis(model, site)
-        else:
-            raise ValueError(f"there is no layer {site.name!r} in {type(model).__name__}: {_closest(site.name, names)}")
     return tuple(found.values())
 
 
+def _matches(site: Site, names: Sequence[str], model: str) -> list[Site]:
+    """Return the sites that a site's name stands for: itself, or those that its glob matches.
+
+    Args:
+        site: one that was asked for.
+        names: of all modules.
+        model: class of the model, for messages.
+
+    Raises:
+        InvalidArgument: if there is none, or a glob matches too many.
+    """
+    if "*" not in site.name:
+        if site.name not in names:
+            raise InvalidArgument(f"there is no layer {site.name!r} in {model}: {_known(site.name, names)}")
+        return [site]
+    matches = [name for name in names if _pattern(site.name).fullmatch(name)]
+    if not matches:
+        raise InvalidArgument(f"no layer in {model} matches {site.name!r}: {_known(site.name, names)}")
+    if len(matches) > MAX_GLOB_SITES:
+        raise InvalidArgument(
+            f"{site.name!r} matches {len(matches)} layers, more than the {MAX_GLOB_SITES} that a glob may stand for; "
+            f"name those that you want, for instance {matches[:3]}"
+        )
+    return [replace(site, name=name, optional=True) for name in matches]
+
+
+def _known(name: str, names: Sequence[str]) -> str:
+    """Say which layers a wrong name may mean, and where all of them are listed."""
+    return f"{_validate.closest(name, names, 'layers')} (model.named_modules() lists them all)"
+
+
+def _name_of(model: nn.Module, layer: nn.Module) -> str:
+    """Say what to pass in place of a module."""
+    name = next((name for name, module in model.named_modules() if module is layer and name), None)
+    remedy = "pass the name of a layer in model.named_modules()" if name is None else f"pass its name, {name!r}"
+    return f"layers must be names, globs or sites, got a module, {type(layer).__name__}: {remedy}"
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    """Return the regular expression that matches the names that a glob matches."""
+    parts = re.split(r"(\*\*|\*)", glob)
+    return re.compile("".join({"**": ".*", "*": "[^.]*"}.get(part, re.escape(part)) for part in parts))
+
+
 def _with_sample_axis(model: nn.Module, site: Site) -> Site:
-    """With the sample axis that torch's own recurrent layers, attention and encoders say that they have."""
+    """Return the site with the sample axis that torch's recurrent layers, attention and encoders around it declare."""
     if site.sample_axis is not None:
         return site
     module = model.get_submodule(site.name)
@@ -89,7 +131,7 @@ def _with_sample_axis(model: nn.Module, site: Site) -> Site:
 
 
 def _batch_first(module: nn.Module) -> bool:
-    """False where everything inside has the samples on axis 1."""
+    """Say whether a module of torch has the samples on axis 0; True for all others."""
     if isinstance(module, nn.Transformer):
         return bool(module.batch_first)
     if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
@@ -99,15 +141,3 @@ def _batch_first(module: nn.Module) -> bool:
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         return bool(module.batch_first)
     return True
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*|\*)", pattern)
-    return re.compile("".join({"**": ".*", "*": "[^.]*"}.get(part, re.escape(part)) for part in parts))
-
-
-def _closest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(map(repr, close))}? model.named_modules() lists all names"
-    return f"its layers are {', '.join(map(repr, names[:8]))}{', ...' if len(names) > 8 else ''}"

@@ -1,24 +1,32 @@
-"""Targets: the scalar of each sample that is explained."""
+"""Targets: the scalar of each sample that is explained, and the class whose target it is."""
 
-from collections.abc import Callable
-from numbers import Integral
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TargetFn = Callable[..., Any]
-"""`target(logits, classes) -> scalars`: (sample, class) logits and (sample,) classes to one scalar per sample."""
+from lightning_neuroimp import _validate
+from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.site import OWN
+
+
+@runtime_checkable
+class TargetFn(Protocol):
+    """Compute one scalar per sample: (sample, class) logits and (sample,) classes to (sample,) values."""
+
+    def __call__(self, logits: Tensor, classes: Tensor, /) -> Tensor:
+        """Return the scalar of each sample."""
 
 
 TARGET_CLASSES = ("label", "predicted")
 
 
 def margin(logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]) -> Float[Tensor, " sample"]:
-    """Logit of the class minus the log-sum-exp of all others, in logits; with two classes, the log odds.
+    """Return the logit of each sample's class minus the log-sum-exp of all others, in logits.
 
-    It does not saturate where the probability does, and its sign is the decision for two classes.
+    It does not saturate where the probability does; with two classes it is the log odds, and its sign the decision.
     """
     own = logits.gather(1, classes[:, None])
     others = logits.scatter(1, classes[:, None], float("-inf"))
@@ -26,17 +34,17 @@ def margin(logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"
 
 
 def logit(logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]) -> Float[Tensor, " sample"]:
-    """Logit of the class."""
+    """Return the logit of each sample's class."""
     return logits.gather(1, classes[:, None])[:, 0]
 
 
 def log_probability(logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]) -> Float[Tensor, " sample"]:
-    """Log-probability of the class."""
+    """Return the log-probability of each sample's class."""
     return logits.log_softmax(1).gather(1, classes[:, None])[:, 0]
 
 
 def probability(logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]) -> Float[Tensor, " sample"]:
-    """Probability of the class."""
+    """Return the probability of each sample's class."""
     return logits.softmax(1).gather(1, classes[:, None])[:, 0]
 
 
@@ -45,81 +53,104 @@ TARGETS: dict[str, TargetFn] = {
 }
 
 
-def margin_slope(
-    target: TargetFn, logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]
-) -> Float[Tensor, " sample"] | None:
-    """Derivative of a target with respect to the margin; None where it is not a function of the margin alone.
+@dataclass(frozen=True)
+class Target:
+    """Hold the function that gives each sample's explained scalar.
 
-    The probability is the logistic function of the margin, and the log-probability its logarithm.
+    Attributes:
+        name: for tables.
+        kind: key of a built-in target; "own" for a user's function, whatever its name is.
+        function: (sample, class) logits and (sample,) classes to one scalar per sample.
     """
-    if target is margin:
-        return torch.ones_like(logits[:, 0])
-    if target is log_probability:
-        return torch.sigmoid(-margin(logits, classes))
-    if target is probability:
-        value = margin(logits, classes)
-        return torch.sigmoid(value) * torch.sigmoid(-value)
-    return None
+
+    name: str
+    kind: str
+    function: TargetFn
+
+    @classmethod
+    def of(cls, target: Any) -> "Target":
+        """Return the target that a name or a function stands for.
+
+        Raises:
+            InvalidArgument: if it is neither a known name nor a callable.
+        """
+        if isinstance(target, Target):
+            return target
+        if isinstance(target, str) or not callable(target):
+            remedy = " or a callable (logits, classes) -> one scalar per sample"
+            name = _validate.choice("target", target, tuple(TARGETS), remedy)
+            return cls(name, name, TARGETS[name])
+        known = next((name for name, function in TARGETS.items() if function is target), OWN)
+        return cls(getattr(target, "__name__", type(target).__name__), known, target)
+
+    def values(
+        self, logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]
+    ) -> Float[Tensor, " sample"]:
+        """Compute the explained scalar of each sample.
+
+        Raises:
+            InvalidArgument: if a user's function fails, or does not return one scalar per sample.
+        """
+        with _validate.users_function(f"target {self.name!r}"):
+            values = self.function(logits, classes)
+        if not isinstance(values, Tensor) or values.shape != classes.shape:
+            got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            raise InvalidArgument(
+                f"target must return one scalar per sample, shape ({len(classes)},), got {got} from {self.name!r}"
+            )
+        return values
+
+    def margin_slope(
+        self, logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]
+    ) -> Float[Tensor, " sample"] | None:
+        """Return the derivative of the target with respect to the margin; None where it depends on more than that.
+
+        The probability is the logistic function of the margin, and the log-probability its logarithm.
+        """
+        if self.kind == "margin":
+            return torch.ones_like(logits[:, 0])
+        if self.kind == "log_probability":
+            return torch.sigmoid(-margin(logits, classes))
+        if self.kind == "probability":
+            value = margin(logits, classes)
+            return torch.sigmoid(value) * torch.sigmoid(-value)
+        return None
 
 
-def check_target(target: str | TargetFn) -> tuple[str, TargetFn]:
-    """Name and function of a target.
+MARGIN = Target("margin", "margin", margin)
+
+
+def validate_target_class(target_class: Any) -> str | int:
+    """Return the class whose target is explained: "label", "predicted", or a class number.
 
     Raises:
-        ValueError: if it is neither a known name nor a callable.
+        InvalidArgument: if it is none of these.
     """
-    if isinstance(target, str):
-        if target in TARGETS:
-            return target, TARGETS[target]
-    elif callable(target):
-        return getattr(target, "__name__", type(target).__name__), target
-    raise ValueError(
-        f"target must be one of {sorted(TARGETS)} or a callable (logits, classes) -> one scalar per sample, "
-        f"got {target!r}"
-    )
-
-
-def target_values(
-    target: TargetFn, logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]
-) -> Float[Tensor, " sample"]:
-    """The explained scalar of each sample.
-
-    Raises:
-        ValueError: if a callable target does not return one scalar per sample.
-    """
-    values = target(logits, classes)
-    if not isinstance(values, Tensor) or values.shape != classes.shape:
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise ValueError(f"target must return one scalar per sample, shape ({len(classes)},), got {got}")
-    return values
-
-
-def check_target_class(target_class: Any) -> str | int:
-    """Whose target: "label", "predicted", or a class number.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    number = isinstance(target_class, Integral) and not isinstance(target_class, bool)
-    if number and int(target_class) >= 0:
-        return int(target_class)
-    if target_class in TARGET_CLASSES:
-        return str(target_class)
-    raise ValueError(f"target_class must be 'label', 'predicted' or the number of a class, got {target_class!r}")
+    if isinstance(target_class, str):
+        return _validate.choice("target_class", target_class, TARGET_CLASSES, " or the number of a class")
+    remedy = "or 'label' or 'predicted'"
+    return _validate.integer("target_class, where it is the number of a class,", target_class, least=0, remedy=remedy)
 
 
 def explained_classes(
     logits: Float[Tensor, "sample class"], labels: Int[Tensor, " sample"], target_class: str | int
 ) -> Int[Tensor, " sample"]:
-    """The class of each sample whose target is explained.
+    """Return the class of each sample whose target is explained.
+
+    Args:
+        logits: of the whole model.
+        labels: what the data say.
+        target_class: "label", "predicted", or the number of one class for all samples.
 
     Raises:
-        ValueError: if a class is asked for that the model does not have.
+        InvalidArgument: if a class is asked for that the model does not have.
     """
     if target_class == "label":
         return labels
     if target_class == "predicted":
         return logits.detach().argmax(1)
     if int(target_class) >= logits.shape[1]:
-        raise ValueError(f"target_class={target_class} is not among the classes 0..{logits.shape[1] - 1} of the model")
+        raise InvalidArgument(
+            f"target_class={target_class} is not among the classes 0..{logits.shape[1] - 1} of the model"
+        )
     return torch.full_like(labels, int(target_class))

@@ -1,81 +1,126 @@
-"""Suffix: what follows a site, to be run again with other activations there, for one batch."""
+"""Run what follows a site again, with other activations there, for one batch."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_neuroimp.batches.structure import to_device
-from lightning_neuroimp.capture.forward import Outcome, model_device
+from lightning_neuroimp.capture.donors import DonorActivations, donate
+from lightning_neuroimp.capture.forward import Outcome
+from lightning_neuroimp.capture.positions import chosen_positions
 from lightning_neuroimp.capture.removal import BatchRemoval, remove
-from lightning_neuroimp.capture.suffix.tape import Tape, TapeBroken
+from lightning_neuroimp.capture.suffix.passes import Replace, SitePasses
+from lightning_neuroimp.capture.suffix.tape import Tape
+from lightning_neuroimp.capture.suffix.trust import Trust, random_mask, reason_of
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Removal
 
-if TYPE_CHECKING:
-    from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
+
+@dataclass(frozen=True, eq=False)
+class RecordedPass:
+    """Hold what one forward pass over a batch has left.
+
+    Attributes:
+        batch: on the host.
+        activation: at the site, samples first; None if the pass did not reach it.
+        outcome: with all neurons.
+        tape: leads from the activations to the logits; None if it could not be recorded.
+        donor_activations: of the samples' donors; None for baselines other than "resample".
+    """
+
+    batch: Any
+    activation: Float[Tensor, "sample ..."] | None
+    outcome: Outcome
+    tape: Tape | None = None
+    donor_activations: list[DonorActivations] | None = None
 
 
 class Suffix:
-    """One batch, to be run again from the site on, until the model runs on something else: it may share memory with it.
+    """Run one batch again from the site on, or in full passes where there is no tape that can be trusted.
+
+    It is valid until the model runs on something else, with which it may share memory.
+
+    Example:
+        suffix = recorder.record(batch)
+        logits, classes = suffix.ablated(mask)
+        logits, classes = suffix(suffix.activation * 0.5)
 
     Attributes:
-        activation: of the site, samples first; None where this batch does not reach the site.
+        activation: at the site, samples first; None if this batch does not reach the site.
         logits: with all neurons.
-        classes: those that are explained; of the whole model, whatever is removed later.
+        classes: class of each sample whose target is explained; of the whole model, whatever is removed later.
+
+    Args:
+        removal: the site and the baseline.
+        passes: makes full passes.
+        trust: shared by all suffixes of the site.
+        recorded: the pass that is run again.
     """
 
-    def __init__(
-        self,
-        replayer: "SuffixRecorder",
-        batch: Any,
-        activation: Float[Tensor, "sample ..."] | None,
-        outcome: Outcome,
-        tape: Tape | None,
-        given: list[tuple[Tensor, Tensor | None, np.ndarray]] | None = None,
-    ) -> None:
-        self._replayer, self._batch, self._tape = replayer, batch, tape
-        self.activation, self.logits, self.classes = activation, outcome.logits.detach(), outcome.classes
-        self._tokens, self._given = outcome.tokens, given
-        self._copy: Any = None
-
-    @cached_property
-    def placed(self) -> BatchRemoval:
-        """At which positions neurons are removed, and what other samples donate."""
-        assert self.activation is not None
-        return self._replayer.place(self.activation, self._tokens, self._given)
-
-    def removed(self, mask: Bool[Tensor, "_ neuron"]) -> Tensor:
-        """The activations without the masked neurons."""
-        assert self.activation is not None
-        return remove(self.activation, self._replayer.removal, mask, self.placed)
+    def __init__(self, removal: Removal, passes: SitePasses, trust: Trust, recorded: RecordedPass) -> None:
+        self.activation = recorded.activation
+        self.logits, self.classes = recorded.outcome.logits.detach(), recorded.outcome.classes
+        self._removal, self._passes, self._trust, self._recorded = removal, passes, trust, recorded
+        self._device_batch: Any = None
 
     @property
     def tape(self) -> Tape | None:
-        """Runs what follows the site; None where each ablation is a full pass."""
-        return self._tape if self._replayer.reason is None else None
+        """Return the tape of what follows the site; None if each ablation is a full pass."""
+        return self._recorded.tape if self._trust.reason is None else None
 
-    @property
-    def differentiable(self) -> bool:
-        """Whether gradients flow through it as through a full pass (found out on the first batch)."""
-        return self.tape is not None and self._replayer.differentiable(self)
+    @cached_property
+    def batch_removal(self) -> BatchRemoval:
+        """Return at which positions neurons are removed, and what other samples donate."""
+        assert self.activation is not None
+        where, axis, donors = self._removal.where, self._removal.axis, self._recorded.donor_activations
+        positions = chosen_positions(where, self.activation, axis, self._recorded.outcome.tokens)
+        return BatchRemoval(positions, None if donors is None else donate(self.activation, axis, positions, donors))
+
+    def removed(self, mask: Bool[Tensor, "_ neuron"]) -> Float[Tensor, "sample ..."]:
+        """Return the activations without the masked neurons.
+
+        Args:
+            mask: True where a neuron is removed; one row per sample, or one for all.
+        """
+        assert self.activation is not None
+        return remove(self.activation, self._removal, mask, self.batch_removal)
+
+    def ablated(self, mask: Bool[Tensor, "_ neuron"]) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
+        """Return logits and classes with neurons removed.
+
+        Args:
+            mask: True where a neuron is removed; one row per sample, or one for all.
+        """
+        if self.activation is None:
+            return self.logits, self.classes
+        return self._run(self.tape, lambda: self.removed(mask), self._removing(mask))
+
+    def _removing(self, mask: Bool[Tensor, "_ neuron"]) -> Replace:
+        """Return what a hook does to the site's activations to remove the masked neurons."""
+        return lambda activation: remove(activation, self._removal, mask, self.batch_removal)
 
     def __call__(
         self, activation: Float[Tensor, "sample ..."]
     ) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
-        """Logits and targets with other activations at the site, of the same shape.
+        """Return logits and classes with other activations at the site.
 
-        Where the activations require a gradient, the logits carry it.
+        Args:
+            activation: of the site's shape; where it requires a gradient, the logits carry it.
+
+        Raises:
+            InvalidArgument: if the shape is another one.
         """
         if self.activation is None:
             return self.logits, self.classes
         like = self.activation
         if activation.shape != like.shape:
-            raise ValueError(
-                f"activations must have the shape of layer {self._replayer.removal.site!r}'s, {tuple(like.shape)}, got "
+            raise InvalidArgument(
+                f"activations must have the shape of layer {self._removal.site!r}'s, {tuple(like.shape)}, got "
                 f"{tuple(activation.shape)}"
             )
         if activation.dtype != like.dtype or activation.stride() != like.stride():
@@ -85,52 +130,52 @@ class Suffix:
         if tape is not None and gradients and not self.differentiable:
             tape = None
         copied = tape is not None and (gradients or tape.overwrites)
-        return self.either(
-            tape, lambda: activation.clone() if copied else activation, lambda output: activation.clone()
+        return self._run(tape, lambda: activation.clone() if copied else activation, lambda output: activation.clone())
+
+    @property
+    def differentiable(self) -> bool:
+        """Say whether gradients flow through the tape as through a full pass (found out on the first batch)."""
+        tape = self.tape
+        if tape is None:
+            return False
+        assert self.activation is not None
+        return self._trust.try_gradients(
+            tape,
+            self.removed(random_mask(self.activation, self._removal.n_neurons)),
+            lambda leaf: tape.run(leaf.clone())[0],
+            lambda leaf: self._full_pass(lambda output: leaf.clone())[0],
         )
 
-    def either(
-        self, tape: Tape | None, activation: Callable[[], Tensor], replace: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """What the tape gives; else, and without one, what a full pass gives."""
-        if tape is not None:
-            try:
-                (logits,) = tape.run(activation())  # without a name, so that the run can let go of it
-                return logits, self.classes
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                outcome = self.full_pass(replace)  # first: it may fail in the same way
-                self._replayer.give_up(reason_of(error))
-                return outcome
-        return self.full_pass(replace)
+    def try_tape(self) -> str | None:
+        """Return why the tape, of a way through the model that is new, cannot be trusted; None if it can."""
+        tape = self.tape
+        if tape is None or self.activation is None or self._trust.knows(tape):
+            return None
+        mask = random_mask(self.activation, self._removal.n_neurons)
+        full_pass = lambda: self._full_pass(self._removing(mask))[0]  # noqa: E731
+        return self._trust.try_values(tape, lambda: self.removed(mask), full_pass, self.logits)
 
-    def full_pass(self, replace: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """What the whole model gives, with the site's output replaced by a hook."""
-        device = model_device(self._replayer.model)
-        if self._copy is None:
-            self._copy = to_device(self._batch, device)  # once; then each pass gets a copy of its own
-        with self._replayer.hooked(replace):
-            return Outcome(*self._replayer.forward(to_device(self._copy, device))).logits, self.classes
+    def _run(self, tape: Tape | None, activation: Callable[[], Tensor], replace: Replace) -> tuple[Tensor, Tensor]:
+        """Run the tape; make a full pass if there is none, or if it fails, and from then on.
 
+        Args:
+            tape: None: a full pass is made.
+            activation: makes what the tape is run on, so that the run holds the only reference to it.
+            replace: does the same in a full pass.
+        """
+        if tape is None:
+            return self._full_pass(replace)
+        try:
+            return tape.run(activation())[0], self.classes
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            outcome = self._full_pass(replace)  # first: it may fail in the same way
+            self._trust.give_up(reason_of(error))
+            return outcome
 
-def ablate(
-    replay: Suffix, removal: Removal, mask: Bool[Tensor, "_ neuron"]
-) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
-    """Logits and classes with neurons removed.
-
-    Args:
-        replay: of a batch.
-        removal: what it was recorded for.
-        mask: True where a neuron is removed; one row per sample, or one for all.
-    """
-    activation = replay.activation
-    if activation is None:
-        return replay.logits, replay.classes
-    return replay.either(
-        replay.tape, lambda: replay.removed(mask), lambda output: remove(output, removal, mask, replay.placed)
-    )
-
-
-def reason_of(error: Exception) -> str:
-    return str(error) if isinstance(error, TapeBroken) else f"replaying failed ({type(error).__name__}: {error})"
+    def _full_pass(self, replace: Replace) -> tuple[Tensor, Tensor]:
+        """Return what the whole model gives with the site's activations replaced by a hook."""
+        if self._device_batch is None:
+            self._device_batch = to_device(self._recorded.batch, self._passes.device)  # once for all passes
+        return self._passes.run(self._device_batch, replace).logits, self.classes

@@ -1,6 +1,6 @@
-"""Tape: operations of a forward pass that can be run again with other activations."""
+"""Hold the operations of a forward pass on a tape, and run them again with other activations."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,53 +8,113 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Fill = tuple[Any, int | None, int]
+"""An argument that is a value computed before: its place or keyword, its place in a list there (or None), its slot."""
 
-class TapeBroken(Exception):  # noqa: N818 (it is no error of anybody's)
-    """The operations depend on the values: with these activations the recorded ones are not what the model would do."""
+
+class TapeBroken(Exception):
+    """Say that operations depend on the values: with these activations the model would not do what was recorded."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for a value of a run."""
+    """Name the place of a value of a run."""
 
     number: int
 
 
 @dataclass
 class Step:
-    """One operation. `fills` and `named` say where its arguments are values computed before: (place, inner, slot)."""
+    """Hold one operation.
 
-    operation: Callable[..., Any]
+    Attributes:
+        operation: of torch, called with the arguments and keywords once `fills` and `named` are filled in.
+        arguments: constants, and None where a value is filled in.
+        keywords: the same for keyword arguments.
+        fills: arguments that are values computed before.
+        named: keyword arguments that are values computed before.
+        single: slot of the result; None if there are several results, or none.
+        several: place and slot of each of several results.
+        expected: place and value of plain numbers among the results, which Python was given.
+        shapes: slot and shape of each result.
+        dynamic: whether the shapes may depend on values.
+        storages: memory that the operation makes, hands on or writes into.
+        read: memory of the values that it reads.
+        drop: slots that are not needed afterwards.
+    """
+
+    operation: Any
     arguments: list[Any]
     keywords: dict[str, Any]
-    fills: list[tuple[Any, int | None, int]]
-    named: list[tuple[Any, int | None, int]]
+    fills: list[Fill]
+    named: list[Fill]
     single: int | None = None
     several: list[tuple[int, int]] = field(default_factory=list)
-    expected: list[tuple[int | None, object]] = field(default_factory=list)  # plain values that Python was given
+    expected: list[tuple[int | None, object]] = field(default_factory=list)
     shapes: list[tuple[int, torch.Size]] = field(default_factory=list)
-    dynamic: bool = False  # whether the shapes may depend on values
-    storages: set[int] = field(default_factory=set)  # that it makes, hands on or writes into
-    read: set[int] = field(default_factory=set)  # storages of the values that it reads
-    drop: list[int] = field(default_factory=list)  # slots that are not needed any more
+    dynamic: bool = False
+    storages: set[int] = field(default_factory=set)
+    read: set[int] = field(default_factory=set)
+    drop: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """That of the operation."""
-        return str(getattr(self.operation, "_schema", self.operation)).split("(")[0]
+        """Return the operation's name, such as `aten::add.Tensor`."""
+        return self.operation.name()
+
+    @property
+    def inputs(self) -> Iterator[int]:
+        """Yield the slots that the step reads."""
+        for _, _, slot in (*self.fills, *self.named):
+            yield slot
+
+    @property
+    def outputs(self) -> Iterator[int]:
+        """Yield the slots that the step writes."""
+        if self.single is not None:
+            yield self.single
+        for _, slot in self.several:
+            yield slot
+
+    def run(self, values: list[Any]) -> None:
+        """Call the operation on the values in its slots, and put its results into theirs.
+
+        Args:
+            values: by slot; changed in place.
+
+        Raises:
+            TapeBroken: if a number that Python was given, or a shape, is not what was recorded.
+        """
+        arguments = _fill(self.arguments, self.fills, values)
+        if self.keywords:
+            out = self.operation(*arguments, **_fill(self.keywords, self.named, values))
+        else:
+            out = self.operation(*arguments)
+        if self.single is not None:
+            values[self.single] = out
+        for place, slot in self.several:
+            values[slot] = out[place]
+        for where, value in self.expected:
+            if (out if where is None else out[where]) != value:
+                raise TapeBroken(f"Python reads values that depend on it ({self.name})")
+        for slot, shape in self.shapes:
+            if values[slot].shape != shape:
+                raise TapeBroken(f"the shape of a result depends on its values ({self.name})")
+        for slot in self.drop:
+            values[slot] = None
 
 
 class Tape:
-    """Operations that can be run again.
+    """Run recorded operations again.
 
     Attributes:
-        signature: the names of its operations: tapes that differ in it come from different ways through the model.
+        signature: names of all recorded operations: tapes that differ in it took different ways through the model.
         overwrites: whether running it writes into the activations that it is given.
 
     Args:
         steps: as recorded.
-        values: constants by slot; None where a step makes the value, and in the first slot, the activations'.
-        outputs: slots, or what does not depend on the activations.
+        values: constants by slot; None where a step makes the value, and in slot 0, which is for the activations.
+        outputs: slots, or whatever does not depend on the activations.
         needed: storages of the outputs.
         overwrites: as above.
     """
@@ -64,28 +124,18 @@ class Tape:
     ) -> None:
         self._outputs, self.overwrites = outputs, overwrites
         self.signature = tuple(step.name for step in steps)
-        self._steps = self._needed(steps, needed)
-        used = {slot for step in self._steps for _, _, slot in (*step.fills, *step.named)}
+        self._steps = _needed_steps(steps, needed)
+        used = {slot for step in self._steps for slot in step.inputs}
         self._values = [value if slot in used else None for slot, value in enumerate(values)]
-        self._forget()
+        self._drop_after_last_use()
 
-    @staticmethod
-    def _needed(steps: list[Step], needed: set[int]) -> list[Step]:
-        """Without operations on memory that nothing reads afterwards; but Python may have read what they give."""
-        kept = []
-        for step in reversed(steps):
-            if step.expected or step.dynamic or not needed.isdisjoint(step.storages):
-                kept.append(step)
-                needed = needed | step.storages | step.read
-        return kept[::-1]
-
-    def _forget(self) -> None:
-        """Drop each value after its last use, so that a run needs no more memory than the model does."""
+    def _drop_after_last_use(self) -> None:
+        """Note where each value is used last, so that a run needs no more memory than the model does."""
         last: dict[int, int] = {}
         for number, step in enumerate(self._steps):
-            for _, _, slot in (*step.fills, *step.named):
+            for slot in step.inputs:
                 last[slot] = number
-            for slot in _made(step):
+            for slot in step.outputs:
                 last.setdefault(slot, number)
         kept = {output.number for output in self._outputs if isinstance(output, Slot)}
         for slot, number in last.items():
@@ -96,7 +146,7 @@ class Tape:
         return len(self._steps)
 
     def run(self, activation: Tensor) -> tuple[Any, ...]:
-        """The outputs that other activations lead to.
+        """Return the outputs that other activations lead to.
 
         Args:
             activation: of the recorded one's shape, strides and type; overwritten where `overwrites` says so.
@@ -106,36 +156,27 @@ class Tape:
         """
         values = self._values.copy()
         values[0], device = activation, activation.device.type
-        del activation  # so that it goes after its last use, like all other values
+        del activation  # so that it is freed after its last use, like all other values
         # the casts that autocast made are on the tape; it must not make them again, or where it was off
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if casts else nullcontext():
             for step in self._steps:
-                _run(step, values)
+                step.run(values)
         return tuple(values[output.number] if isinstance(output, Slot) else output for output in self._outputs)
 
 
-def _run(step: Step, values: list[Any]) -> None:
-    arguments = _fill(step.arguments, step.fills, values)
-    if step.keywords:
-        out = step.operation(*arguments, **_fill(step.keywords, step.named, values))
-    else:
-        out = step.operation(*arguments)
-    if step.single is not None:
-        values[step.single] = out
-    for place, slot in step.several:
-        values[slot] = out[place]
-    for where, value in step.expected:
-        if (out if where is None else out[where]) != value:
-            raise TapeBroken(f"Python reads values that depend on it ({step.name})")
-    for slot, shape in step.shapes:
-        if values[slot].shape != shape:
-            raise TapeBroken(f"the shape of a result depends on its values ({step.name})")
-    for slot in step.drop:
-        values[slot] = None
+def _needed_steps(steps: list[Step], needed: set[int]) -> list[Step]:
+    """Leave out operations on memory that nothing reads afterwards, unless Python may have read their results."""
+    kept = []
+    for step in reversed(steps):
+        if step.expected or step.dynamic or not needed.isdisjoint(step.storages):
+            kept.append(step)
+            needed = needed | step.storages | step.read
+    return kept[::-1]
 
 
-def _fill(template: Any, fills: list[tuple[Any, int | None, int]], values: list[Any]) -> Any:
+def _fill(template: Any, fills: list[Fill], values: list[Any]) -> Any:
+    """Return a copy of arguments with values filled in."""
     filled = template.copy()
     for place, inner, slot in fills:
         if inner is None:
@@ -145,10 +186,3 @@ def _fill(template: Any, fills: list[tuple[Any, int | None, int]], values: list[
                 filled[place] = list(template[place])
             filled[place][inner] = values[slot]
     return filled
-
-
-def _made(step: Step) -> Iterator[int]:
-    if step.single is not None:
-        yield step.single
-    for _, slot in step.several:
-        yield slot

@@ -1,62 +1,75 @@
-"""Recorder: what a forward pass computes from one tensor on, recorded operation by operation.
+"""Record what a forward pass computes from one tensor on, operation by operation.
 
 Recorded are the operations that torch dispatches, not the user's Python. Those that depend on the tensor go onto the
-tape; whatever else they read is a constant. Memory, not tensors, is what depends: a view, an alias or a buffer that
-something dependent was written into is followed by its storage.
+tape; whatever else they read is a constant. Dependence is a property of memory, not of tensors: a view, an alias or a
+buffer that something dependent was written into is followed by its storage.
 """
 
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_neuroimp.capture.suffix.tape import Slot, Step, Tape
+from lightning_neuroimp import _compat
+from lightning_neuroimp.capture.suffix.reads import ReadsMode, tensors_in
+from lightning_neuroimp.capture.suffix.storage import (
+    Geometry,
+    copy_of,
+    geometry_of,
+    has_storage,
+    storage_of,
+    whole_storage,
+)
+from lightning_neuroimp.capture.suffix.tape import Fill, Slot, Step, Tape
 
-_aten = torch.ops.aten
-
-
-# with these a storage changes its size or its owner, and views of it could not be made again
 _REARRANGING = ("aten::resize_", "aten::resize_as_", "aten::set_", "aten::_resize_output_", "aten::set_data")
-
+"""Operations by which a storage changes its size or its owner, after which its views cannot be made again."""
 
 _COLLECTIVE = ("c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
+"""Namespaces of operations by which processes exchange data."""
 
 
-# functions that read an argument's values without an operation that torch dispatches, and which argument
-_UNSEEN = ("numpy", "tolist", "data_ptr", "untyped_storage", "storage", "apply_", "map_", "map2_")
-
-
-_SPECIAL = ("__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
-
-
-_READS = {getattr(Tensor, name): (f"Tensor.{name}", 0) for name in (*_UNSEEN, *_SPECIAL)}
-
-
-_READS |= {Tensor.new_tensor: ("Tensor.new_tensor", 1), torch.tensor: ("torch.tensor", 0)}
-
-
-_READS |= {Tensor.tensor_split: ("Tensor.tensor_split", 1), torch.tensor_split: ("torch.tensor_split", 1)}
-
-
-# these read the tensors in a list, and hand on a single one
-_LISTS = {torch.as_tensor: ("torch.as_tensor", 0), torch.asarray: ("torch.asarray", 0)}
-
-
-class TapeRecorder(TorchDispatchMode):
-    """Records one forward pass from the tensor on that `start` is given.
+class _Memory(NamedTuple):
+    """Hold what is known of memory that depends on the activations.
 
     Attributes:
-        reason: why no tape can be made; None: nothing speaks against it so far.
+        alive: keeps the storage's identity from being given to other memory.
+        slot: of the first value in it.
+        dtype: of that value.
+    """
+
+    alive: Any
+    slot: int
+    dtype: torch.dtype
+
+
+class _Known(NamedTuple):
+    """Hold the slot of one tensor object, as long as it lives and is the same part of the same memory."""
+
+    tensor: "weakref.ref[Tensor]"
+    storage: int
+    geometry: Geometry
+    slot: int
+
+
+class TapeRecorder(_compat.TorchDispatchMode):
+    """Record one forward pass from the tensor on that `start` is given.
+
+    Example:
+        recorder = TapeRecorder()
+        with recorder.watch():
+            recorder.start(activation := first_half(x))
+            logits = second_half(activation)
+        tape = recorder.finish((logits,))
+
+    Attributes:
+        reason: why no tape can be made; None while recording is still possible.
         started: whether the pass has reached the site.
-        busy: whether tensors are looked at by the recorder itself.
+        busy: whether the recorder itself is looking at tensors.
     """
 
     supports_higher_order_operators = True
@@ -65,70 +78,79 @@ class TapeRecorder(TorchDispatchMode):
         super().__init__()
         self.reason: str | None = None
         self.started = False
-        self._steps: list[Step] = []
-        self._values: list[Any] = []
-        self._overwrites = False
-        self._looking_on, self._depth = ExitStack(), (0, 0)
-        self._storages: dict[int, tuple[StorageWeakRef, int, torch.dtype]] = {}  # memory that depends, its first slot
-        self._slots: dict[int, tuple[weakref.ref[Tensor], tuple[Any, ...], int]] = {}  # by identity of the tensor
-        self._views: dict[int, dict[tuple[Any, ...], int]] = {}  # by storage and what part of it a tensor is
-        self._constants: dict[tuple[Any, ...], int] = {}  # slot by identity and memory
-        self._captured: dict[int, list[tuple[Tensor, int]]] = {}  # constants by storage; keeps the tensors alive
         self.busy = False
+        self._steps: list[Step] = []
+        self._values: list[Any] = []  # constants by slot
+        self._overwrites = False
+        self._modes, self._depth = ExitStack(), (0, 0)
+        self._memory: dict[int, _Memory] = {}  # by storage; memory that depends on the activations
+        self._views: dict[int, dict[Geometry, int]] = {}  # slot by storage and which part of it a tensor is
+        self._known: dict[int, _Known] = {}  # by identity of the tensor
+        self._constants: dict[tuple[int, int, Geometry], int] = {}  # slot by identity of the tensor, and its memory
+        self._captured: dict[int, list[tuple[Tensor, int]]] = {}  # constants by storage; keeps the tensors alive
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """One forward pass.
+        """Watch the one forward pass inside this context.
 
-        The modes that look on are entered where `start` is called and left at the end, so that what comes before the
-        site runs at its full speed.
+        The modes that see operations are entered where `start` is called and left at the end, so that the part of the
+        pass before the site runs at its full speed.
         """
         before = _random_states()
-        self._depth = _mode_depth()
-        with self._looking_on:
+        self._depth = _compat.mode_depths()
+        with self._modes:
             yield
-        if not _same_states(before, _random_states()):
+        if not all(map(torch.equal, before, _random_states())):
             self.stop("the forward pass draws random numbers")
 
     def stop(self, reason: str) -> None:
-        """No tape can be made; the pass goes on unrecorded."""
+        """Give up the tape; the pass goes on unrecorded.
+
+        Args:
+            reason: why no tape can be made; the first one is kept.
+        """
         if self.reason is None:
             self.reason = reason
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
+        """Let go of all tensors."""
         self._steps, self._values = [], []
         self._captured.clear()
         self._constants.clear()
 
     def start(self, activation: Tensor) -> None:
-        """From here on, whatever depends on this tensor is recorded."""
+        """Record, from here on, whatever depends on this tensor."""
         self.started = True
-        if _mode_depth() != self._depth:  # ours would be left before one that was entered earlier
+        if _compat.mode_depths() != self._depth:  # ours would be left before one that was entered earlier
             self.stop("the forward pass reaches it inside a mode for torch's functions or operations")
         if self.reason is None and self._is_plain(activation):
             self._values.append(None)
-            self._note(activation, 0)
-            self._looking_on.enter_context(_Reads(self))
-            self._looking_on.enter_context(self)
+            self._register(activation, 0)
+            report = lambda name: self.stop(f"Python reads values that depend on it ({name})")  # noqa: E731
+            self._modes.enter_context(ReadsMode(lambda: self.busy, self.depends, report))
+            self._modes.enter_context(self)
 
     def depends(self, tensor: Tensor) -> bool:
-        """Whether the tensor's memory depends on the activations."""
-        return self.started and _has_storage(tensor) and _storage(tensor) in self._storages
+        """Say whether the tensor's memory depends on the activations."""
+        return self.started and has_storage(tensor) and storage_of(tensor) in self._memory
 
     def finish(self, outputs: Sequence[Any]) -> Tape | None:
-        """The tape that leads to these outputs; None where `reason` says why there is none."""
+        """Return the tape that leads to these outputs; None where `reason` says why there is none.
+
+        Args:
+            outputs: tensors of the pass; those that do not depend on the activations are constants.
+        """
+        dependent = [isinstance(output, Tensor) and self.depends(output) for output in outputs]
+        found: list[Any] = []
+        for output, depends in zip(outputs, dependent, strict=True):
+            if self.reason is None:
+                found.append(Slot(self._slot(output)) if depends else output)
         if self.reason is not None:
             return None
-        found = [
-            Slot(self._slot(output)) if isinstance(output, Tensor) and self.depends(output) else output
-            for output in outputs
-        ]
-        if self.reason is not None:
-            return None
-        needed = {_storage(output) for output in outputs if isinstance(output, Tensor) and self.depends(output)}
+        needed = {storage_of(output) for output, depends in zip(outputs, dependent, strict=True) if depends}
         tape = Tape(self._steps, self._values, found, needed, overwrites=self._overwrites)
-        self._let_go()
+        self._release()
         return tape
 
     def __torch_dispatch__(
@@ -140,55 +162,59 @@ class TapeRecorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
             return NotImplemented  # the subclass's own handler comes first, and what that does comes here
-        if not isinstance(func, torch._ops.OpOverload):
+        if not _compat.is_operation(func):
             self.stop(f"an operation of a higher order follows it ({func})")
             return func(*args, **kwargs)
         if func.namespace in _COLLECTIVE:  # also of weights: sharded modules gather them and give them back
-            self.stop(f"processes exchange data behind it ({func.name()})")
+            self.stop(f"processes exchange data after it ({func.name()})")
             return func(*args, **kwargs)
         self.busy = True
         try:
-            return self._dispatch(func, args, kwargs)
+            return self._run(func, args, kwargs)
         finally:
             self.busy = False
 
-    def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = list(_tensors(args)) + list(_tensors(kwargs.values()))
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation of torch, and record it if it reads or writes memory that depends on the activations."""
+        tensors = list(tensors_in((*args, *kwargs.values())))
         written = _written(func, args, kwargs)
         if not any(map(self.depends, tensors)):
             for tensor in written:
-                self._freeze(tensor)
+                self._preserve_constants(tensor)
             return func(*args, **kwargs)
-        if not self._may_record(func, tensors):
+        if func.name().partition(".")[0] in _REARRANGING:
+            self.stop(f"memory changes its size or owner after it ({func.name()})")
+        if self.reason is not None:
             return func(*args, **kwargs)
         for tensor in written:
-            self._adopt(tensor)
+            self._make_dependent(tensor)
         arguments, fills = self._template(list(args), enumerate(args))
         keywords, named = self._template(dict(kwargs), kwargs.items())
         step = Step(func, arguments, keywords, fills, named)
         step.dynamic = func.namespace not in ("aten", "prims") or torch.Tag.dynamic_output_shape in func.tags
-        step.read = {_storage(tensor) for tensor in tensors if self.depends(tensor)}
-        step.storages = {_storage(tensor) for tensor in written if _has_storage(tensor)}
+        step.read = {storage_of(tensor) for tensor in tensors if self.depends(tensor)}
+        step.storages = {storage_of(tensor) for tensor in written if has_storage(tensor)}
         out = func(*args, **kwargs)
         if self.reason is None:
-            self._outputs(step, out, tensors)
+            self._record_outputs(step, out, tensors)
             self._steps.append(step)
         return out
 
-    def _may_record(self, func: Any, tensors: list[Tensor]) -> bool:
-        if func._schema.name in _REARRANGING:
-            self.stop(f"memory changes its size or owner behind it ({func.name()})")
-        return self.reason is None
-
     def _is_plain(self, tensor: Tensor) -> bool:
-        if not _has_storage(tensor):
+        """Say whether a result can be followed by its memory; stop if not."""
+        if not has_storage(tensor):
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
             self.stop(f"results that depend on it are {kind} tensors")
         return self.reason is None
 
-    def _template(self, template: Any, items: Any) -> tuple[Any, list[tuple[Any, int | None, int]]]:
-        """The arguments with constants in place, and which are to be filled in."""
-        fills: list[tuple[Any, int | None, int]] = []
+    def _template(self, template: Any, items: Any) -> tuple[Any, list[Fill]]:
+        """Return arguments with their constants in place, and what is to be filled in.
+
+        Args:
+            template: a copy of the arguments, changed in place.
+            items: place or keyword of each argument, and its value.
+        """
+        fills: list[Fill] = []
         for place, value in items:
             if isinstance(value, Tensor):
                 fills.append((place, None, self._slot(value)))
@@ -199,64 +225,65 @@ class TapeRecorder(TorchDispatchMode):
         return template, fills
 
     def _slot(self, tensor: Tensor) -> int:
-        """Where the tensor's value is at this moment of a run."""
-        if not _has_storage(tensor):  # a sparse matrix, say, that does not depend on anything
-            return self._new(tensor)
-        key = _storage(tensor)
-        if key not in self._storages:
-            return self._constant(tensor, key)
-        part = _part(tensor)
-        known = self._slots.get(id(tensor))
-        if known is not None and known[0]() is tensor and known[1] == (key, part):
-            return known[2]
-        slot = self._views[key].get(part)
+        """Return the slot that holds the tensor's value at this moment of a run."""
+        if not has_storage(tensor):  # a sparse matrix, say, that does not depend on anything
+            return self._new_slot(tensor)
+        storage = storage_of(tensor)
+        if storage not in self._memory:
+            return self._constant(tensor, storage)
+        geometry = geometry_of(tensor)
+        known = self._known.get(id(tensor))
+        if known is not None and known.tensor() is tensor and (known.storage, known.geometry) == (storage, geometry):
+            return known.slot
+        slot = self._views[storage].get(geometry)
         if slot is not None:
             return slot
-        _, base, dtype = self._storages[key]
-        if dtype != tensor.dtype or tensor.is_conj() or tensor.is_neg():
-            self.stop("memory is read as of two types behind it")
+        memory = self._memory[storage]
+        if memory.dtype != tensor.dtype or tensor.is_conj() or tensor.is_neg():
+            self.stop("memory is read as of two types after it")
             return 0
-        # a view that was made before the memory depended on anything, or out of torch's sight
-        slot = self._new()
-        geometry = [list(tensor.size()), list(tensor.stride()), tensor.storage_offset()]
-        view = Step(_aten.as_strided.default, [None, *geometry], {}, [(0, None, base)], [], slot, storages={key})
-        self._steps.append(view)
-        self._views[key][part] = slot
+        # a view that was made before the memory depended on anything, or that torch did not dispatch
+        slot = self._new_slot()
+        where = [list(tensor.size()), list(tensor.stride()), tensor.storage_offset()]
+        fills: list[Fill] = [(0, None, memory.slot)]
+        self._steps.append(Step(_compat.AS_STRIDED, [None, *where], {}, fills, [], slot, storages={storage}))
+        self._views[storage][geometry] = slot
         return slot
 
-    def _constant(self, tensor: Tensor, key: int) -> int:
-        identity = (id(tensor), key, _part(tensor))
+    def _constant(self, tensor: Tensor, storage: int) -> int:
+        """Return the slot of a tensor that does not depend on the activations."""
+        identity = (id(tensor), storage, geometry_of(tensor))
         slot = self._constants.get(identity)
         if slot is None:
-            slot = self._constants[identity] = self._new(tensor.detach())
-            self._captured.setdefault(key, []).append((tensor, slot))
+            slot = self._constants[identity] = self._new_slot(tensor.detach())
+            self._captured.setdefault(storage, []).append((tensor, slot))
         return slot
 
-    def _freeze(self, tensor: Tensor) -> None:
-        """Memory is going to be written: constants that share it keep what they had."""
-        if not _has_storage(tensor):
+    def _preserve_constants(self, tensor: Tensor) -> None:
+        """Copy the constants in this tensor's memory, which is going to be written: they keep what they had."""
+        if not has_storage(tensor):
             return
-        key = _storage(tensor)
-        for _, slot in self._captured.pop(key, []):
-            self._values[slot] = _copy(self._values[slot])
-        self._constants = {identity: slot for identity, slot in self._constants.items() if identity[1] != key}
+        storage = storage_of(tensor)
+        for _, slot in self._captured.pop(storage, []):
+            self._values[slot] = copy_of(self._values[slot])
+        self._constants = {identity: slot for identity, slot in self._constants.items() if identity[1] != storage}
 
-    def _adopt(self, tensor: Tensor) -> None:
-        """What depends on the activations is going to be written into this tensor's memory."""
-        if not _has_storage(tensor):
+    def _make_dependent(self, tensor: Tensor) -> None:
+        """Note that something that depends on the activations is going to be written into this tensor's memory."""
+        if not has_storage(tensor):
             return
-        key = _storage(tensor)
-        if key not in self._storages:
-            self._freeze(tensor)
-            # each run writes into a copy of its own of what was there
-            before, base = self._new(_whole(tensor).clone()), self._new()
-            self._steps.append(Step(_aten.clone.default, [None], {}, [(0, None, before)], [], base, storages={key}))
-            self._storages[key] = (StorageWeakRef(tensor.untyped_storage()), base, tensor.dtype)
-            self._views[key] = {}
-        elif self._storages[key][1] == 0:
+        storage = storage_of(tensor)
+        if storage not in self._memory:
+            self._preserve_constants(tensor)
+            # each run writes into its own copy of what was there
+            before, base = self._new_slot(whole_storage(tensor).clone()), self._new_slot()
+            self._steps.append(Step(_compat.CLONE, [None], {}, [(0, None, before)], [], base, storages={storage}))
+            self._begin_memory(tensor, base)
+        elif self._memory[storage].slot == 0:
             self._overwrites = True
 
-    def _outputs(self, step: Step, out: Any, inputs: list[Tensor]) -> None:
+    def _record_outputs(self, step: Step, out: Any, inputs: list[Tensor]) -> None:
+        """Give the results of a step their slots."""
         several = isinstance(out, list | tuple)
         for place, value in enumerate(out if several else [out]):
             if not isinstance(value, Tensor):
@@ -265,120 +292,51 @@ class TapeRecorder(TorchDispatchMode):
                 continue
             if not self._is_plain(value):
                 return
-            key = _storage(value)
-            if key not in self._storages and any(_has_storage(one) and _storage(one) == key for one in inputs):
+            storage = storage_of(value)
+            shared = any(has_storage(tensor) and storage_of(tensor) == storage for tensor in inputs)
+            if storage not in self._memory and shared:
                 self.stop(f"an operation hands on memory that does not depend on it ({step.name})")
                 return
-            slot = self._new()
+            slot = self._new_slot()
             if several:
                 step.several.append((place, slot))
             else:
                 step.single = slot
             step.shapes.append((slot, value.shape))
-            step.storages.add(key)
-            self._note(value, slot)
+            step.storages.add(storage)
+            self._register(value, slot)
 
-    def _note(self, tensor: Tensor, slot: int) -> None:
-        key, part = _storage(tensor), _part(tensor)
-        if key not in self._storages:
-            self._storages[key] = (StorageWeakRef(tensor.untyped_storage()), slot, tensor.dtype)
-            self._views[key] = {}
-        self._views[key][part] = slot
-        self._slots[id(tensor)] = (weakref.ref(tensor), (key, part), slot)
+    def _register(self, tensor: Tensor, slot: int) -> None:
+        """Note which slot holds a tensor that depends on the activations."""
+        storage, geometry = storage_of(tensor), geometry_of(tensor)
+        if storage not in self._memory:
+            self._begin_memory(tensor, slot)
+        self._views[storage][geometry] = slot
+        self._known[id(tensor)] = _Known(weakref.ref(tensor), storage, geometry, slot)
 
-    def _new(self, value: Tensor | None = None) -> int:
+    def _begin_memory(self, tensor: Tensor, slot: int) -> None:
+        """Note that a tensor's memory depends on the activations from now on."""
+        storage = storage_of(tensor)
+        self._memory[storage] = _Memory(_compat.StorageWeakRef(tensor.untyped_storage()), slot, tensor.dtype)
+        self._views[storage] = {}
+
+    def _new_slot(self, value: Tensor | None = None) -> int:
+        """Return a new slot: of a constant, or for a value that a step makes."""
         self._values.append(value)
         return len(self._values) - 1
 
 
-class _Reads(TorchFunctionMode):
-    """Notices methods that give values to Python past the dispatcher."""
-
-    def __init__(self, recorder: TapeRecorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if not self._recorder.busy:
-            name, place = _READS.get(func) or _LISTS.get(func) or ("", 0)
-            read = [*args[place : place + 1], *(kwargs or {}).values()]
-            if func in _LISTS:
-                read = [value for value in read if not isinstance(value, Tensor)]
-            if name and any(map(self._recorder.depends, _tensors(read))):
-                self._recorder.stop(f"Python reads values that depend on it ({name})")
-        return func(*args, **(kwargs or {}))
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-
-
-@cache
-def _writes(func: Any) -> tuple[tuple[int, str], ...]:
-    """Which arguments an operation writes into."""
-    return tuple(
-        (place, argument.name)
-        for place, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )
-
-
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    found: list[Any] = [args[place] if place < len(args) else kwargs.get(name) for place, name in _writes(func)]
-    return list(_tensors(found))
-
-
-def _has_storage(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_nested
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _part(tensor: Tensor) -> tuple[Any, ...]:
-    """Which part of its storage a tensor is, and read how."""
-    return (
-        tensor.dtype,
-        tuple(tensor.size()),
-        tensor.stride(),
-        tensor.storage_offset(),
-        tensor.is_conj(),
-        tensor.is_neg(),
-    )
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor's storage, as one row."""
-    tensor = tensor.detach()
-    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """The same values in memory of their own, laid out in the same way."""
-    if any(size > 1 and stride == 0 for size, stride in zip(tensor.size(), tensor.stride(), strict=True)):
-        return _whole(tensor).clone().as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-
-
-def _mode_depth() -> tuple[int, int]:
-    return torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()
+    """Return the tensors that an operation writes into."""
+    places = _compat.written_arguments(func)
+    found: list[Any] = [args[place] if place < len(args) else kwargs.get(name) for place, name in places]
+    return list(tensors_in(found))
 
 
 def _random_states() -> list[Tensor]:
-    """Of the generators that tensors come from; Python's own also serves tools that merely look on."""
+    """Return the states of the generators that tensors come from; Python's own also serves tools that only watch."""
     states: list[Tensor] = [torch.random.get_rng_state()]
     if torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
     legacy: Any = np.random.get_state()  # noqa: NPY002 (users, and libraries that they use, do)
     return [*states, torch.from_numpy(np.append(legacy[1], legacy[2]).astype(np.int64))]
-
-
-def _same_states(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(map(torch.equal, one, other))
