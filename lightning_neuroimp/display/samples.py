@@ -1,63 +1,83 @@
-"""Which samples are worth showing."""
+"""Choose the samples that are worth showing: those nearest to clusters' centres, those that drive top neurons."""
 
 import numpy as np
+from jaxtyping import Int
 
+from lightning_neuroimp.display.formats import some
 from lightning_neuroimp.results.measurement import Results
 
 MAX_ROWS = 12
-
+"""Rows of a picture or table of samples: one per cluster, or per neuron."""
 
 MAX_SITES = 16
-"""The samples that drive top neurons are shown for so many layers."""
+"""Number of layers for which the samples that drive top neurons are displayed."""
+
+_N_NAMED = 3  # clusters that a row names
+
+
+def largest_clusters(results: Results, most: int) -> list[int]:
+    """Return the rows of the largest clusters in the cluster table, in its order.
+
+    Args:
+        results: one measurement.
+        most: upper bound on the number of clusters.
+    """
+    return sorted(np.argsort(-results.clusters.size, kind="stable")[:most].tolist())
 
 
 def top_neurons(results: Results, site: str, most: int = MAX_ROWS) -> dict[int, list[str]]:
-    """The most important neuron of each of the largest clusters, and which clusters' it is.
+    """Return the most important neuron of each cluster, with the names of all clusters whose top neuron it is.
 
     Args:
         results: one measurement.
         site: in words.
-        most: at most so many neurons.
+        most: upper bound on the number of neurons; those of the largest clusters are preferred.
     """
-    one, found = results[site], dict[int, list[str]]()
+    importance, found = results[site], dict[int, list[str]]()
     for row in np.argsort(-results.clusters.size, kind="stable").tolist():
-        for neuron in one.top(one.cluster_ids[row], 1).tolist():
+        for neuron in importance.top(importance.cluster_ids[row], 1).tolist():
             if neuron in found or len(found) < most:
                 found.setdefault(neuron, []).append(results.clusters.names[row])
     return found
 
 
 def shown_samples(results: Results) -> list[int]:
-    """Numbers of the samples nearest to the clusters' centres, and of those that drive the top neurons most."""
-    numbers = set(results.clusters.exemplars[_largest(results)].reshape(-1).tolist())
+    """Return the numbers of the samples that are worth describing: all that the rows below name, in order.
+
+    Args:
+        results: one measurement.
+    """
+    numbers = set(results.clusters.exemplars[largest_clusters(results, MAX_ROWS)].reshape(-1).tolist())
     for activity in results.activities[:MAX_SITES]:
         for neuron in top_neurons(results, activity.site):
             numbers |= set(activity.top_samples[neuron].tolist())
     return sorted(numbers - {-1})
 
 
-def _largest(results: Results) -> np.ndarray:
-    return np.sort(np.argsort(-results.clusters.size, kind="stable")[:MAX_ROWS])
-
-
 def exemplar_rows(results: Results) -> list[tuple[str, list[int]]]:
-    """The largest clusters, each with the numbers of the samples nearest to its centre."""
+    """Return the names of the largest clusters, each with the numbers of the samples nearest to its centre.
+
+    Args:
+        results: one measurement.
+    """
     table = results.clusters
-    return [(table.names[row], _present(table.exemplars[row])) for row in _largest(results).tolist()]
+    return [(table.names[row], present(table.exemplars[row])) for row in largest_clusters(results, MAX_ROWS)]
 
 
 def neuron_rows(results: Results, site: str) -> list[tuple[str, list[int]]]:
-    """The clusters' top neurons, each with the numbers of the samples that drive it most."""
+    """Return the top neurons of the clusters, each with the numbers of the samples that drive it most.
+
+    Args:
+        results: one measurement.
+        site: in words.
+    """
     activity = results.activity(site)
     return [
-        (f"neuron {neuron}, top of {_some(names)}", _present(activity.top_samples[neuron]))
+        (f"neuron {neuron}, top of {some(names, _N_NAMED)}", present(activity.top_samples[neuron]))
         for neuron, names in top_neurons(results, site).items()
     ]
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _present(numbers: np.ndarray) -> list[int]:
+def present(numbers: Int[np.ndarray, " sample"]) -> list[int]:
+    """Return sample numbers without the -1 of places that are empty."""
     return [number for number in numbers.tolist() if number >= 0]

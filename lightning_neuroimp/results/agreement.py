@@ -1,4 +1,4 @@
-"""How scores agree: between halves, between epochs, and with randomised weights."""
+"""Agreement of scores: between halves of a cluster, between epochs, and with randomised weights."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,19 @@ from lightning_neuroimp.results.record import Record
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Randomisation(Record):
-    """How far importances follow the model's weights.
+    """Hold how far importances follow the model's weights: they should change when the weights are shuffled.
 
     Attributes:
-        site: name of the module.
+        site: the site in words.
         attribution: name of the score.
-        stages: the modules whose weights each stage shuffles, from the output towards the input; earlier ones stay so.
-        rank_correlation: of the importances then with those of the model as it is.
+        stages: name of the module that each stage shuffles in addition to those before it, from the output towards the
+            input.
+        rank_correlation: Spearman correlation of the importances with shuffled weights and those of the model as it is,
+            -1 to 1, for each stage and cluster; near 0 is as it should be.
+
+    >>> found = Randomisation("encoder.1", "activation", ("head", "encoder.2"), np.array([[1.0, 1.0], [0.9, 0.7]]))
+    >>> found.stages[-1], float(found.rank_correlation[-1].mean())
+    ('encoder.2', 0.8)
     """
 
     site: str
@@ -27,14 +33,19 @@ class Randomisation(Record):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reliability(Record):
-    """How well the two halves of each cluster agree on its neurons.
+    """Hold how well the two halves of each cluster agree on its neurons.
 
     Attributes:
-        split_half: rank correlation of the halves' importances, corrected to the whole cluster's length.
-        k: a tenth of the neurons, rounded up.
-        top_overlap: Jaccard overlap of the halves' k top neurons.
-        top_chance: the overlap by chance.
-        samples_needed: how many samples of the cluster would make `split_half` .9.
+        split_half: Spearman correlation of the halves' importances, -1 to 1, corrected to the length of the whole
+            cluster (Spearman-Brown); NaN where it is not defined.
+        k: number of top neurons that are compared: a tenth of the neurons, rounded up.
+        top_overlap: Jaccard overlap of the halves' top k neurons, 0 to 1.
+        top_chance: overlap that is expected by chance, 0 to 1.
+        samples_needed: number of samples in the cluster at which `split_half` would be .9.
+
+    >>> halves = Reliability(np.array([0.95, 0.6]), 2, np.array([1.0, 0.3]), 0.05, np.array([30.0, 240.0]))
+    >>> halves.split_half > 0.9
+    array([ True, False])
     """
 
     split_half: Float[np.ndarray, " cluster"]
@@ -46,12 +57,16 @@ class Reliability(Record):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Drift(Record):
-    """How importances have changed since the last measured epoch, cluster by identity.
+    """Hold how importances have changed since the last measured epoch; clusters are matched by identity.
 
     Attributes:
-        epoch: that epoch.
-        rank_correlation: of then and now; NaN for clusters that were not there.
-        top_overlap: Jaccard overlap of the top tenth of the neurons.
+        epoch: number of that epoch.
+        rank_correlation: Spearman correlation of each cluster's importances then and now, -1 to 1; NaN for clusters
+            that did not exist then.
+        top_overlap: Jaccard overlap of the top tenth of the neurons then and now, 0 to 1; NaN likewise.
+
+    >>> Drift(4, np.array([0.98, np.nan]), np.array([0.8, np.nan])).epoch
+    4
     """
 
     epoch: int

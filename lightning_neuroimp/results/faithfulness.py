@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lightning_neuroimp.results.record import Record
+from lightning_neuroimp.results.verdict import Verdict
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,7 +106,8 @@ class Faithfulness(Record):
         margin: its mean margin.
         random_accuracy: the deletion curve of each random order.
         random_margin: its mean margin.
-        references: names of the reference rankings.
+        references: keys of the reference rankings: "activation_size" (mean |activation - baseline|) and
+            "shared_ranking" (one ranking for all clusters).
         reference_accuracy: their deletion curves.
         gap: unweighted mean over `removed` of (mean accuracy under random removal - deletion curve), in accuracy
             (0 to 1); positive is faithful.
@@ -114,12 +116,13 @@ class Faithfulness(Record):
         p_value_worse: fraction whose gap is at most as large.
         q_value: smallest false discovery rate, over all clusters, sites and attributions of the measurement, at which
             the cluster's gap is a discovery; NaN in the last row, which is not one of these tests.
-        verdict: see `results.verdict`.
+        verdict: whether ablation supports the ranking, a `Verdict` for each row.
         lds: linear datamodeling score: correlation, over random removals of a tenth of the neurons, of the sum of
             their scores with the measured fall of the margin; mean over the halves.
         reference_gap: gap of each reference ranking.
         reference_interval: 95% interval of (gap - gap of each reference ranking), over the samples.
-        alternatives: names of other scores that the same pass gave, without removals of their own.
+        alternatives: keys of other scores that the same pass gave, without removals of their own: "absolute_values",
+            "activation_size" and "first_order", the effect of removal to first order.
         alternative_lds: their LDS.
         alternative_interval: 95% interval of (LDS of each alternative - LDS), over the random orders.
         gap_interval: 95% interval of the gap, with samples and random orders drawn again and the rankings fixed.
@@ -134,6 +137,14 @@ class Faithfulness(Record):
 
     References:
         arXiv 2401.06654 (symmetric relevance gain); arXiv 2404.11534 (LDS for components of a network).
+
+    >>> import torch
+    >>> from lightning_neuroimp import ablation_faithfulness, neuron_importance
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> batches = [(torch.randn(20, 4), torch.arange(20) % 2)]
+    >>> results = ablation_faithfulness(model, batches, neuron_importance(model, batches, layers="1"))
+    >>> str(results["1"].faithfulness.verdict[-1])
+    'too few samples to say'
     """
 
     removed: Int[np.ndarray, " point"]
@@ -151,7 +162,7 @@ class Faithfulness(Record):
     p_value: Float[np.ndarray, " row"]
     p_value_worse: Float[np.ndarray, " row"]
     q_value: Float[np.ndarray, " row"]
-    verdict: tuple[str, ...]
+    verdict: tuple[Verdict, ...]
     lds: Float[np.ndarray, " row"]
     reference_gap: Float[np.ndarray, "reference row"]
     reference_interval: Float[np.ndarray, "reference row 2"]

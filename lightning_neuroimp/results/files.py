@@ -1,63 +1,142 @@
-"""Storage: nested frozen dataclasses of arrays and plain values, in one `.npz` file without pickle."""
+"""Files: nested frozen dataclasses of arrays and plain values, in one `.npz` file without pickle.
+
+The header, an array of bytes, is strict JSON: `{"format": ..., "version": ..., "results": tree}`. In the tree a record
+is `{"class": name, "fields": {...}}`, an array `{"array": key}`, a tuple `{"tuple": [...]}`, a dictionary
+`{"dict": {...}}`, an infinity `{"float": "Infinity"}`, and NaN is null.
+"""
 
 import io
 import json
+import math
 import os
-import zipfile
-import zlib
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
 
+from lightning_neuroimp._validate import shown
+from lightning_neuroimp.errors import FileFormatError
+from lightning_neuroimp.results.decoding import Malformed, Node, build, parse
+
+T = TypeVar("T")
+
+Upgrades = Mapping[int, Callable[[Node], None]]
+"""For each older version that can be read, the function that turns its tree into one of the next version, in place."""
+
 
 def save(value: Any, path: str | os.PathLike[str], kind: str, version: int) -> None:
-    """Write a dataclass: arrays, and JSON for the rest. Atomic: never half a file.
+    """Write a record to a file, atomically: there is never half a file, and a failure leaves the old one.
 
     Args:
-        value: of dataclasses, tuples, dicts, arrays and JSON's own types.
-        path: the file; its folder is made where it is missing.
-        kind: what it holds, for `load`.
-        version: of its format.
+        value: made of dataclasses, tuples, dictionaries with strings as keys, arrays, and JSON's own types.
+        path: path of the file; its folder is made where it is missing.
+        kind: what the file holds, for `load`.
+        version: version of its format.
     """
-    arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
-    tree = _encode(value, arrays)
-    header = json.dumps({"format": kind, "version": version, "results": tree}).encode()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, header=np.frombuffer(header, np.uint8), **arrays)
-    _write_atomically(Path(path), buffer.getvalue())
+    with _temporary(Path(path).parent, _content(value, kind, version)) as temporary:
+        os.replace(temporary, path)
 
 
-def load(path: str | os.PathLike[str], kind: str, version: int, classes: Mapping[str, type]) -> Any:
-    """Read what `save` wrote.
+def save_new(value: Any, candidates: Iterable[str | os.PathLike[str]], kind: str, version: int) -> Path:
+    """Write a record to the first path at which there is no file yet, also while other processes do the same.
 
     Args:
-        path: the file.
-        kind: what it must hold.
-        version: of the format that is read.
-        classes: the dataclasses, by name.
+        value: as in `save`.
+        candidates: paths in one folder, in the order in which they are tried; may be endless.
+        kind: as in `save`.
+        version: as in `save`.
+
+    Returns:
+        The path that was taken.
 
     Raises:
-        ValueError: if the file holds something else, or is of another version.
+        FileExistsError: if there is a file at each of the candidates.
     """
+    paths = map(Path, candidates)
+    first = next(paths, None)
+    if first is None:
+        raise FileExistsError("no path was given to write to")
+    with _temporary(first.parent, _content(value, kind, version)) as temporary:
+        last = first
+        for path in _chain(first, paths):
+            if _claim(temporary, path):
+                return path
+            last = path
+    raise FileExistsError(f"there are files at all paths that were given, the last of which is {str(last)!r}")
+
+
+def load(path: str | os.PathLike[str], kind: str, version: int, record: type[T], upgrades: Upgrades) -> T:
+    """Read what `save` wrote, now or in an older version.
+
+    Args:
+        path: path of the file.
+        kind: what it must hold.
+        version: version of the format to which older files are upgraded.
+        record: class of what it must hold.
+        upgrades: how files of older versions are read.
+
+    Raises:
+        FileFormatError: if the file holds anything else, or comes from a newer version.
+        OSError: if it cannot be opened or read.
+    """
+    name = os.fspath(path)
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        header = json.loads(arrays.pop("header").tobytes())
-        found, number = header["format"], header["version"]
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        header, arrays = _read(name)
+        found, number = header.get("format"), header.get("version")
+    except Exception as error:
+        # foreign files fail in any way inside zipfile, NumPy and JSON; errors of the disk are another matter
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise ValueError(f"{os.fspath(path)!r} does not hold results of lightning_neuroimp: {error}") from error
-    if found != kind or number != version:
-        raise ValueError(
-            f"{os.fspath(path)!r} holds {found!r} of version {number}; this version of lightning_neuroimp reads "
-            f"{kind!r} of version {version}"
+        raise FileFormatError(f"{name!r} does not hold results of lightning_neuroimp: {shown(error)}") from error
+    known = [*sorted(upgrades), version]
+    if found != kind or type(number) is not int or number not in known:
+        older = f"versions {known[0]} to" if upgrades else "version"
+        raise FileFormatError(
+            f"{name!r} holds {shown(found)} of version {shown(number)}; this version of lightning_neuroimp reads "
+            f"{kind!r} of {older} {version}"
         )
-    return _decode(header["results"], arrays, classes)
+    try:
+        tree = parse(header.get("results"), arrays)
+        for older_version in range(number, version):
+            _upgrade(tree, older_version, upgrades)
+        result: T = build(tree, record, "results")
+        return result
+    except (Malformed, RecursionError) as error:
+        raise FileFormatError(f"{name!r} is not a valid file of version {number}: {error}") from error
+
+
+def _read(path: str | bytes) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "..."]]]:
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    if "header" not in arrays:
+        raise Malformed(f"it has no header, only {shown(sorted(arrays))}")
+    header = json.loads(arrays.pop("header").tobytes())
+    if not isinstance(header, dict):
+        raise Malformed(f"its header must be an object, found {shown(header)}")
+    return header, arrays
+
+
+def _upgrade(tree: Any, version: int, upgrades: Upgrades) -> None:
+    """Turn the tree of one version into that of the next; what it needs is not validated before, but by failing."""
+    try:
+        upgrades[version](tree)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {shown(str(error))}"
+        raise Malformed(f"it cannot be upgraded to version {version + 1} ({reason})") from error
+
+
+def _content(value: Any, kind: str, version: int) -> bytes:
+    arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
+    tree = _encode(value, arrays)
+    header = json.dumps({"format": kind, "version": version, "results": tree}, allow_nan=False).encode()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, header=np.frombuffer(header, np.uint8), **arrays)
+    return buffer.getvalue()
 
 
 def _encode(value: Any, arrays: dict[str, Any]) -> Any:
@@ -72,30 +151,51 @@ def _encode(value: Any, arrays: dict[str, Any]) -> Any:
         return {"tuple": [_encode(item, arrays) for item in value]}
     if isinstance(value, dict):
         return {"dict": {key: _encode(item, arrays) for key, item in value.items()}}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else {"float": "Infinity" if value > 0 else "-Infinity"}
     return value
 
 
-def _decode(tree: Any, arrays: dict[str, Any], classes: Mapping[str, type]) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    if "array" in tree:
-        return arrays[tree["array"]]
-    if "tuple" in tree:
-        return tuple(_decode(item, arrays, classes) for item in tree["tuple"])
-    if "dict" in tree:
-        return {key: _decode(item, arrays, classes) for key, item in tree["dict"].items()}
-    return classes[tree["class"]](**{name: _decode(item, arrays, classes) for name, item in tree["fields"].items()})
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def _temporary(folder: Path, content: bytes) -> Iterator[Path]:
+    """Write a file of a unique name, and remove it at the end where it has not been moved."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # not tempfile's, whose files nobody else may read
+    path = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(path, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _claim(temporary: Path, path: Path) -> bool:
+    """Give a file a name that no other has; return False where it is taken."""
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # no hard links on this file system: an empty file reserves the name
+    try:
+        with open(path, "xb"):
+            pass
+    except FileExistsError:
+        return False
+    try:
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
+    return True
+
+
+def _chain(first: Path, rest: Iterable[Path]) -> Iterator[Path]:
+    yield first
+    yield from rest

@@ -9,13 +9,13 @@ from lightning_neuroimp.results.measurement import Results
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of one measurement's scores at one site: means over clusters by their size.
+    """Hold how one measurement's scores at one site agree; means over the clusters, weighted by their sizes.
 
     Attributes:
-        epoch: of the measurement.
-        site: name of the module.
+        epoch: epoch of the measurement.
+        site: the site in words.
         attribution: name of the score.
-        reliability: of the two halves (`Reliability.split_half`).
+        reliability: agreement of the two halves of a cluster (`Reliability.split_half`).
         stability: rank correlation with the last measured epoch; NaN without one.
     """
 
@@ -26,13 +26,18 @@ class Agreement:
     stability: float
 
 
-def agreement(results: Results, one: Importance) -> Agreement:
-    """Agreement at one site, all clusters together."""
-    size = results.clusters.size
+def agreement(results: Results, importance: Importance) -> Agreement:
+    """Summarise how one score at one site agrees, all clusters together.
+
+    Args:
+        results: one measurement.
+        importance: one of its importances.
+    """
+    size, drift = results.clusters.size, importance.drift
     return Agreement(
         results.epoch,
-        one.site,
-        one.attribution,
-        float(statistics.weighted_mean(one.reliability.split_half, size)),
-        float("nan") if one.drift is None else float(statistics.weighted_mean(one.drift.rank_correlation, size)),
+        importance.site,
+        importance.attribution,
+        float(statistics.weighted_mean(importance.reliability.split_half, size)),
+        float("nan") if drift is None else float(statistics.weighted_mean(drift.rank_correlation, size)),
     )

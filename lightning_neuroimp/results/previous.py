@@ -1,4 +1,4 @@
-"""Earlier: what a measurement has to know of the one before it."""
+"""PreviousMeasurement: what a measurement needs to know about the one before it."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,15 @@ from lightning_neuroimp.results.measurement import Results
 
 @dataclass(frozen=True, eq=False)
 class PreviousMeasurement:
-    """Of a measurement: on which samples it was made, which clusters it found, and how important neurons were.
+    """Hold the samples, the clusters and the importances of the last measurement, and nothing that grows with epochs.
 
     Attributes:
-        epoch: of the training.
-        sample_index, sample_fingerprint: as in `Results`.
-        ids, history: as in `ClusterTable`.
-        means: importances by site and attribution.
+        epoch: epoch of that measurement.
+        sample_index: number of each probe sample in the stream of validation samples.
+        sample_fingerprint: checksum of each probe sample's content.
+        ids: ids of the clusters.
+        history: rows (id, sample number) of every cluster ever seen, with its last members.
+        means: importances by site and attribution, in the unit of the target.
     """
 
     epoch: int
@@ -28,12 +30,16 @@ class PreviousMeasurement:
 
     @classmethod
     def of(cls, results: Results) -> "PreviousMeasurement":
-        """What is kept of results: importances in float32."""
+        """Keep what the next measurement needs from results; importances in float32.
+
+        Args:
+            results: the last measurement.
+        """
         return cls(
             results.epoch,
             results.sample_index,
             results.sample_fingerprint,
             results.clusters.ids,
             results.clusters.history,
-            {(one.site, one.attribution): one.mean.astype(np.float32) for one in results.importances},
+            {key: importance.mean.astype(np.float32) for key, importance in results.items()},
         )

@@ -1,44 +1,52 @@
-"""Verdicts: whether removal bears a ranking out, in words."""
+"""Verdict: whether ablation supports a ranking, and the thresholds by which that is decided."""
 
-from typing import Literal
-
-Verdict = Literal["faithful", "weak", "no better than random", "worse than random", "too few samples to say"]
-
+from enum import StrEnum
 
 MIN_HALF = 16
-"""Fewer samples in a half than this, and no verdict is given."""
+"""Smallest number of ablated samples in a half of a cluster for which a verdict is given."""
 
+LEVEL = 0.05
+"""A gap differs from that of random orders where its p-value is at most this."""
 
-LEVEL, WEAK = 0.05, 0.05
-
+WEAK = 0.05
+"""A gap is weak where it is below this share of the accuracy that random removal leaves."""
 
 TIE = 0.02
-"""Gaps are the same where they differ by less than this."""
+"""Two gaps are considered equal where they differ by less than this accuracy."""
+
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Fractions of the neurons at which rankings are compared by default."""
+
+
+class Verdict(StrEnum):
+    """Say whether ablation supports a ranking; each value is the text that is shown."""
+
+    FAITHFUL = "faithful"
+    WEAK = "weak"
+    NO_BETTER = "no better than random"
+    WORSE = "worse than random"
+    TOO_FEW = "too few samples to say"
 
 
 def verdict(p_value: float, p_value_worse: float, relative_gap: float, smallest_half: int) -> Verdict:
-    """Whether removal bears a ranking out.
+    """Decide whether ablation supports a ranking.
 
     Args:
         p_value: randomisation p-value of the gap.
         p_value_worse: its lower tail.
         relative_gap: gap over the mean accuracy under random removal.
-        smallest_half: ablated samples in the smaller of the two halves.
+        smallest_half: number of ablated samples in the smaller of the two halves.
 
-    >>> verdict(0.01, 1.0, 0.4, 50)
+    >>> str(verdict(0.01, 1.0, 0.4, 50))
     'faithful'
-    >>> verdict(0.01, 1.0, 0.02, 50)
+    >>> str(verdict(0.01, 1.0, 0.02, 50))
     'weak'
     """
     if smallest_half < MIN_HALF:
-        return "too few samples to say"
+        return Verdict.TOO_FEW
     if p_value_worse <= LEVEL < p_value:
-        return "worse than random"
+        return Verdict.WORSE
     if p_value > LEVEL:
-        return "no better than random"
+        return Verdict.NO_BETTER
     # where random removal leaves no accuracy at all there is no relative gap, and no gap to be found either
-    return "faithful" if relative_gap >= WEAK else "weak"
-
-
-FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""Shares of the neurons at which rankings are compared where none were removed."""
+    return Verdict.FAITHFUL if relative_gap >= WEAK else Verdict.WEAK

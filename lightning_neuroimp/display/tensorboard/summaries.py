@@ -1,19 +1,24 @@
-"""Built-in TensorBoard summaries of results: histograms, pictures and text, through a logger's own writer."""
+"""Write results as TensorBoard's own kinds of summaries, through the writer that a logger has open."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lightning_neuroimp.display.figures import agreement_figure, deletion_figure, specificity_figure, to_image
+from lightning_neuroimp.display.figures.agreement import agreement_figure
+from lightning_neuroimp.display.figures.common import to_image
+from lightning_neuroimp.display.figures.deletion import deletion_figure
+from lightning_neuroimp.display.figures.specificity import specificity_figure
+from lightning_neuroimp.display.markdown import escape
 from lightning_neuroimp.display.sample_pictures import Description, samples_figure, samples_markdown
-from lightning_neuroimp.display.samples import MAX_SITES, exemplar_rows, neuron_rows
+from lightning_neuroimp.display.samples import MAX_SITES, exemplar_rows, largest_clusters, neuron_rows
 from lightning_neuroimp.display.summary import markdown
 from lightning_neuroimp.display.tensorboard.tags import cluster_tags, site_tag, tag
 from lightning_neuroimp.results.history import Agreement
 from lightning_neuroimp.results.measurement import Results
 
 MAX_HISTOGRAMS = 100
+"""Histograms of one measurement; each is the importances of one cluster at one layer by one score."""
 
 
 def write_summaries(
@@ -24,28 +29,21 @@ def write_summaries(
     history: Sequence[Agreement] = (),
     described: Mapping[int, Description] | None = None,
 ) -> None:
-    """Write a measurement's histograms, deletion curves and table.
+    """Write the histograms, tables and pictures of a measurement.
 
     Args:
         writer: a `SummaryWriter`, such as `TensorBoardLogger.experiment`; never open a second one in its folder.
         results: one measurement.
         name: first part of every tag.
         step: of the logger.
-        history: agreement in the measurements so far, this one included, where there are several.
-        described: what the samples look like that are worth showing.
+        history: agreement in all measurements so far, including this one.
+        described: samples by their numbers, as pictures or in words.
     """
-    per_site = max(1, MAX_HISTOGRAMS // len(results.importances))
-    largest = np.sort(np.argsort(-results.clusters.size, kind="stable")[:per_site])
-    clusters = cluster_tags(results.clusters)
-    for one in results.importances[:MAX_HISTOGRAMS]:
-        mean = one.mean
-        for row in largest.tolist():
-            if np.isfinite(mean[row]).all():
-                where = f"{site_tag(name, one, results)}/importance/{clusters[row]}"
-                writer.add_histogram(where, mean[row], step)
+    _write_histograms(writer, results, name, step)
     writer.add_text(tag(name, "summary"), markdown(results, name), step)
     if described:
         _write_samples(writer, results, name, step, described)
+    n_epochs = len({entry.epoch for entry in history})
     for site in results.sites:
         faithfulness = results[site].faithfulness
         if faithfulness is not None and faithfulness.samples.any():
@@ -54,21 +52,34 @@ def write_summaries(
         if faithfulness is not None and faithfulness.specificity is not None:
             picture = to_image(specificity_figure(results, site))
             writer.add_image(tag(name, site, "specificity"), picture, step, dataformats="HWC")
-        if len({entry.epoch for entry in history}) > 1:
+        if n_epochs > 1:
             picture = to_image(agreement_figure(history, site))
             writer.add_image(tag(name, site, "agreement"), picture, step, dataformats="HWC")
 
 
+def _write_histograms(writer: Any, results: Results, name: str, step: int) -> None:
+    """Write the importances of all neurons of the largest clusters, where they are finite."""
+    per_site = max(1, MAX_HISTOGRAMS // len(results.importances))
+    rows = largest_clusters(results, per_site)
+    clusters = cluster_tags(results.clusters)
+    for importance in results.importances[:MAX_HISTOGRAMS]:
+        mean = importance.mean
+        for row in rows:
+            if np.isfinite(mean[row]).all():
+                where = f"{site_tag(name, importance, results)}/importance/{clusters[row]}"
+                writer.add_histogram(where, mean[row], step)
+
+
 def _write_samples(writer: Any, results: Results, name: str, step: int, described: Mapping[int, Description]) -> None:
-    """The clusters' exemplars and the samples that drive the top neurons, as pictures or in words."""
+    """Write the clusters' exemplars and the samples that drive the top neurons, as pictures or in words."""
     groups = [("exemplars", "Samples nearest to each cluster's centre", exemplar_rows(results))]
     groups += [
         (
-            tag(one.site, "top_neurons"),
-            f"{one.site}: samples that drive top neurons most",
-            neuron_rows(results, one.site),
+            tag(activity.site, "top_neurons"),
+            f"{activity.site}: samples that drive top neurons most",
+            neuron_rows(results, activity.site),
         )
-        for one in results.activities[:MAX_SITES]
+        for activity in results.activities[:MAX_SITES]
     ]
     texts = []
     for where, title, rows in groups:
@@ -76,6 +87,6 @@ def _write_samples(writer: Any, results: Results, name: str, step: int, describe
         if figure is not None:
             writer.add_image(f"{tag(name)}/{where}", to_image(figure), step, dataformats="HWC")
         words = samples_markdown(rows, described)
-        texts += [f"#### {title}\n\n{words}"] if words else []
+        texts += [f"#### {escape(title)}\n\n{words}"] if words else []
     if texts:
         writer.add_text(tag(name, "samples"), "\n\n".join(texts), step)

@@ -1,4 +1,4 @@
-"""Names of values in TensorBoard and other loggers."""
+"""Build tags, the names of values in TensorBoard and other loggers."""
 
 import re
 
@@ -8,7 +8,7 @@ from lightning_neuroimp.results.measurement import Results
 
 
 def tag(*parts: str) -> str:
-    """A tag of characters that TensorBoard and other loggers leave alone.
+    """Join parts to a tag, in characters that TensorBoard and other loggers leave alone.
 
     >>> tag("labels", "encoder.1", "label 3")
     'labels/encoder.1/label_3'
@@ -16,13 +16,26 @@ def tag(*parts: str) -> str:
     return "/".join(re.sub(r"[^-/\w.]", "_", part) for part in parts)
 
 
-def site_tag(name: str, one: Importance, results: Results) -> str:
-    """Where a site's and attribution's values are: the attribution is named only where there are several."""
+def site_tag(name: str, importance: Importance, results: Results) -> str:
+    """Return the tag that begins those of a site and attribution; the attribution is part of it if there are several.
+
+    Args:
+        name: first part of the tag.
+        importance: of the site and attribution.
+        results: the measurement that it belongs to.
+    """
     several = len(results.attributions) > 1
-    return tag(name, one.site, *([one.attribution] if several else []))
+    return tag(name, importance.site, *([importance.attribution] if several else []))
 
 
 def cluster_tags(table: ClusterTable) -> list[str]:
-    """A tag for each cluster; where two names give the same, the ids are added."""
-    tags = [tag(cluster) for cluster in table.names]
-    return [one if tags.count(one) == 1 else f"{one}_{key}" for one, key in zip(tags, table.ids.tolist(), strict=True)]
+    """Return a tag for each cluster; where two names give the same tag, their ids are appended.
+
+    Args:
+        table: of the clusters.
+    """
+    tags = [tag(name) for name in table.names]
+    return [
+        one_tag if tags.count(one_tag) == 1 else f"{one_tag}_{cluster}"
+        for one_tag, cluster in zip(tags, table.ids.tolist(), strict=True)
+    ]

@@ -1,1 +1,5 @@
-"""results/findings."""
+"""Findings: what speaks against the scores of a measurement, each with its evidence and a remedy.
+
+`diagnosis.diagnose` collects them; the rules, each with its thresholds and its text, are in `samples`, `layers`,
+`scores` and `removal`. `examples/findings.md` explains them to users.
+"""

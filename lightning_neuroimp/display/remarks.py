@@ -1,0 +1,116 @@
+"""Say below the table of a layer and score what the table does not, in one line each."""
+
+import numpy as np
+
+from lightning_neuroimp import statistics
+from lightning_neuroimp.display.formats import counted, interval, percentage, probability, signed
+from lightning_neuroimp.display.labels import reference_label
+from lightning_neuroimp.display.samples import present, top_neurons
+from lightning_neuroimp.results.faithfulness import Faithfulness, Specificity
+from lightning_neuroimp.results.history import agreement
+from lightning_neuroimp.results.importance import Importance
+from lightning_neuroimp.results.measurement import Results
+
+_N_NEURONS = 5  # whose samples are named
+_N_SAMPLES = 3  # of each of them
+
+
+def remarks(results: Results, importance: Importance) -> list[str]:
+    """Say how a score compares with simpler rankings and itself, and what else was measured; one sentence a line.
+
+    Args:
+        results: the measurement.
+        importance: of one layer and score of it.
+    """
+    return [
+        *(_on_ablation(results, importance.faithfulness) if importance.faithfulness is not None else []),
+        *_on_halves(results, importance),
+        *_on_activity(results, importance),
+        *_on_randomised_weights(results, importance),
+        *_on_drift(results, importance),
+    ]
+
+
+def _on_ablation(results: Results, faithfulness: Faithfulness) -> list[str]:
+    gaps = ", ".join(
+        f"{reference_label(reference)} {signed(gap)}"
+        for reference, gap in zip(faithfulness.references, faithfulness.reference_gap[:, -1], strict=True)
+    )
+    lds = "not defined"
+    if not np.isnan(faithfulness.lds[-1]):
+        lds = f"{faithfulness.lds[-1]:.2f} (95%: {interval(faithfulness.lds_interval[-1], 2, sign=False)})"
+    lines = [
+        f"Gaps of simpler rankings, to compare with {signed(faithfulness.gap[-1])}: {gaps}.",
+        f"Correlation of the scores with measured effects of random removals (LDS, 1 is perfect): {lds}.",
+    ]
+    if faithfulness.least_accuracy is not None:
+        lines.append(
+            "Symmetric relevance gain (least important first - most important first): "
+            f"{signed(faithfulness.srg[-1])} (95%: {interval(faithfulness.srg_interval[-1])})."
+        )
+    if faithfulness.greedy_accuracy is not None:
+        lines.append(f"Normalised gap (share of a greedy order's gap): {percentage(faithfulness.normalised_gap[-1])}.")
+    if faithfulness.specificity is not None:
+        lines += _on_specificity(results, faithfulness.specificity)
+    return lines
+
+
+def _on_specificity(results: Results, specificity: Specificity) -> list[str]:
+    lines = [
+        f"Specificity ({counted(specificity.removed, 'neuron')} removed): accuracy lost without a cluster's own top "
+        f"neurons minus accuracy lost without those of other clusters: {signed(specificity.value)}, "
+        f"p {probability(specificity.p_value)}."
+    ]
+    before, after = (statistics.weighted_mean(row, results.clusters.size) for row in specificity.balanced_accuracy)
+    if not np.isnan(before):
+        lines.append(
+            f"Balanced accuracy of a label against all others: {before:.2f}, without its top neurons {after:.2f}."
+        )
+    return lines
+
+
+def _on_halves(results: Results, importance: Importance) -> list[str]:
+    reliability = importance.reliability
+    mean = agreement(results, importance).reliability
+    if np.isnan(mean):
+        return []
+    needed = reliability.samples_needed[np.isfinite(reliability.samples_needed)]
+    n_needed = max(1, int(np.ceil(np.median(needed)))) if len(needed) else 0
+    for_more = f"; .9 takes about {counted(n_needed, 'sample')} per cluster" if n_needed else ""
+    overlap = float(statistics.weighted_mean(reliability.top_overlap, results.clusters.size))
+    return [
+        f"Reliability (how well a cluster's halves agree on its neurons, 1 is perfect): {mean:.2f}{for_more}. The "
+        f"halves' top {reliability.k} overlap by {overlap:.2f} (by chance {reliability.top_chance:.2f})."
+    ]
+
+
+def _on_activity(results: Results, importance: Importance) -> list[str]:
+    """Say which samples drive the top neurons, once per site: below the table of its first score."""
+    site = importance.site
+    if results[site] is not importance or site not in [activity.site for activity in results.activities]:
+        return []
+    samples = results.activity(site).top_samples
+    driven = [
+        f"{' '.join(map(str, present(samples[neuron])[:_N_SAMPLES]))} (neuron {neuron})"
+        for neuron in top_neurons(results, site, _N_NEURONS)
+    ]
+    return [f"Samples that drive top neurons most: {', '.join(driven)}."] if driven else []
+
+
+def _on_randomised_weights(results: Results, importance: Importance) -> list[str]:
+    lines = []
+    for randomisation in results.randomisations:
+        if (randomisation.site, randomisation.attribution) == (importance.site, importance.attribution):
+            mean = statistics.weighted_mean(randomisation.rank_correlation, results.clusters.size)
+            stages = ", ".join(f"{value:.2f}" for value in mean)
+            lines.append(
+                f"Rank correlation with randomised weights, from the output to all modules (near 0 is sane): {stages}."
+            )
+    return lines
+
+
+def _on_drift(results: Results, importance: Importance) -> list[str]:
+    stability = agreement(results, importance).stability
+    if importance.drift is None or np.isnan(stability):
+        return []
+    return [f"Stability (rank correlation with epoch {importance.drift.epoch}): {stability:.2f}."]

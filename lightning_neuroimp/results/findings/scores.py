@@ -1,0 +1,291 @@
+"""Findings about the ranking of one score: why it is weak, from what the passes have measured anyway."""
+
+import numpy as np
+
+from lightning_neuroimp import statistics
+from lightning_neuroimp.results.activity import SiteActivity
+from lightning_neuroimp.results.agreement import Randomisation
+from lightning_neuroimp.results.findings.evidence import Evidence
+from lightning_neuroimp.results.findings.finding import Finding, about_score
+from lightning_neuroimp.results.findings.removal import hardly_any_fall, no_better_than_reference, unsupported_clusters
+from lightning_neuroimp.results.importance import Importance
+from lightning_neuroimp.results.measurement import Results
+
+DEFAULT = "attribution='gradient_x_activation'"
+
+
+def score_findings(results: Results, importance: Importance, activity: SiteActivity | None) -> list[Finding]:
+    """Return all findings about one score at one site; none for random scores, which are meant to be weak.
+
+    Args:
+        results: one measurement.
+        importance: one of its importances.
+        activity: what the activations of the site are like, where that is known.
+    """
+    if importance.attribution_kind == "random":
+        return []
+    evidence = Evidence(results, importance, activity)
+    target = saturated_target(evidence)
+    found = [halves_disagree(evidence), target]
+    # of the default the other rules would only report what a saturated target causes
+    if target is None or evidence.kind != "gradient_x_activation":
+        found += [
+            gradient_without_distance(evidence),
+            activation_without_gradient(evidence),
+            absolute_values(evidence),
+            better_score_at_hand(evidence),
+            signed_activations(evidence),
+            cancelling_signs(evidence),
+            first_order_fails(evidence),
+            saturated_activation(evidence),
+            unsupported_clusters(results, importance),
+            *no_better_than_reference(importance),
+            hardly_any_fall(importance),
+        ]
+    return [finding for finding in found if finding is not None]
+
+
+RELIABLE = 0.7
+"""Halves disagree where the reliability is below this."""
+
+
+def halves_disagree(evidence: Evidence) -> Finding | None:
+    """Say that another sample would give another ranking; None where the halves agree, or it is not known."""
+    if not evidence.reliability < RELIABLE:
+        return None
+    needed = evidence.importance.reliability.samples_needed
+    needed = needed[np.isfinite(needed)]
+    number = f" (.9 takes about {int(np.ceil(np.median(needed)))} per cluster)" if len(needed) else ""
+    fewer = "" if evidence.results.clusters.kind == "labels" else ", fewer or more homogeneous clusters"
+    margin = "target='margin', which does not depend on a few samples; " if evidence.is_flat else ""
+    return about_score(
+        evidence.importance,
+        "halves-disagree",
+        f"the two halves of a cluster rank its neurons differently (reliability {evidence.reliability:.2f}): another "
+        "sample would give another ranking.",
+        f"{margin}more samples{number}{fewer}",
+        {"reliability": evidence.reliability},
+        weight=1 - evidence.reliability,
+    )
+
+
+def saturated_target(evidence: Evidence) -> Finding | None:
+    """Say that a few samples carry a poor ranking, as the target is flat for all others; None where that is not so."""
+    if not (evidence.is_flat and evidence.is_poor):
+        return None
+    return about_score(
+        evidence.importance,
+        "saturated-target",
+        f"target={evidence.importance.removal.target!r} is flat where the model is confident: the scores are carried "
+        f"by {evidence.carried_by:.0%} of the samples, and {evidence.top_neurons()}"
+        f"{evidence.lds_against('gradient x activation of the margin')}.",
+        "target='margin'" + ("" if evidence.kind == "gradient_x_activation" else f", and {DEFAULT}"),
+        {
+            "carried_by": evidence.carried_by,
+            "captured": evidence.captured,
+            **evidence.lds_figures("first_order"),
+        },
+        weight=evidence.lost,
+    )
+
+
+def gradient_without_distance(evidence: Evidence) -> Finding | None:
+    """Say that a poor ranking is by the gradient alone; None where it is not."""
+    if not evidence.is_poor or evidence.kind != "gradient":
+        return None
+    claim = "the gradient is a sensitivity; removal also moves each neuron by its distance from the baseline"
+    return _poor_ranking(evidence, "derivative-without-distance", claim, DEFAULT)
+
+
+def activation_without_gradient(evidence: Evidence) -> Finding | None:
+    """Say that a poor ranking is by the activation alone; None where it is not."""
+    if not evidence.is_poor or evidence.kind != "activation":
+        return None
+    target = evidence.importance.removal.target
+    claim = f"how far a neuron is from the baseline does not say what that does to the {target}"
+    return _poor_ranking(evidence, "activation-without-derivative", claim, DEFAULT)
+
+
+def absolute_values(evidence: Evidence) -> Finding | None:
+    """Say that a poor ranking is by scores without a sign, although effects have one; None where that is not so."""
+    if not evidence.is_poor or evidence.kind in ("gradient", "activation") or not evidence.hidden_negative > 0:
+        return None
+    negative = evidence.hidden_negative
+    claim = (
+        "scores without a sign rank neurons whose removal helps as high as those whose removal hurts; "
+        f"{negative:.0%} of the effects to first order are negative"
+    )
+    remedy = f"keep the sign, as {DEFAULT} does"
+    return _poor_ranking(evidence, "absolute-values", claim, remedy, {"negative": negative})
+
+
+def better_score_at_hand(evidence: Evidence) -> Finding | None:
+    """Say that a ranking is poor for no reason that is known; None where it is not, or there is a reason."""
+    explained = evidence.kind in ("gradient", "activation", "gradient_x_activation") or evidence.hidden_negative > 0
+    if not evidence.is_poor or explained:
+        return None
+    claim = "another score of the same pass predicts the effect of removal better"
+    return _poor_ranking(evidence, "better-score-at-hand", claim, DEFAULT)
+
+
+def _poor_ranking(
+    evidence: Evidence, id: str, claim: str, remedy: str, figures: dict[str, float] | None = None
+) -> Finding:
+    """Return a finding about a poor ranking: the reason, then how much its top neurons account for."""
+    lds = evidence.lds_against("gradient x activation of the same pass")
+    return about_score(
+        evidence.importance,
+        id,
+        f"{claim}: {evidence.top_neurons()}{lds}.",
+        remedy,
+        {**(figures or {}), "captured": evidence.captured, **evidence.lds_figures("first_order")},
+        weight=evidence.lost,
+    )
+
+
+BOTH_SIGNS = 0.1
+"""A neuron is signed where it exceeds the baseline on both sides by more than this share of its range."""
+
+MOST = 0.5
+"""Activations are signed where more than this share of the channels is."""
+
+
+def signed_activations(evidence: Evidence) -> Finding | None:
+    """Say that a poor ranking is by one factor of a product of two signs; None where that is not so."""
+    if not evidence.is_poor or evidence.activity is None or evidence.kind not in ("gradient", "activation"):
+        return None
+    both = _share_on_both_sides(evidence.activity, evidence.importance)
+    if both <= MOST:
+        return None
+    # never "100%" of what is not all
+    neurons = "all neurons" if both == 1 else f"{min(both, 0.99):.0%} of the neurons"
+    return about_score(
+        evidence.importance,
+        "signed-activations",
+        f"{neurons} take values on both sides of the baseline, so neither the sign of the activation nor that of the "
+        "gradient says whether removing them hurts; only their product does.",
+        DEFAULT,
+        {"both_signs": both},
+        weight=0.3 * evidence.lost,
+    )
+
+
+def _share_on_both_sides(activity: SiteActivity, importance: Importance) -> float:
+    """Return the share of the channels that take values clearly above and clearly below the baseline, 0 to 1."""
+    baseline = importance.removal.baseline_value
+    reach = BOTH_SIGNS * (activity.maximum - activity.minimum)
+    known = np.isfinite(baseline) & (reach > 0)
+    both = (activity.minimum < baseline - reach) & (activity.maximum > baseline + reach)
+    return float(both[known].mean()) if known.any() else 0.0
+
+
+GAIN = 0.1
+"""Absolute values are better where the lower end of the interval of (their LDS - LDS) is above this."""
+
+CANCELLED = 0.9
+"""Cancellation is mentioned where less than this share of the scores' magnitude is left in their means."""
+
+
+def cancelling_signs(evidence: Evidence) -> Finding | None:
+    """Say that the score's absolute values predict removal better than its mean; None where they do not."""
+    judged, (lds, gain) = evidence.importance.faithfulness, evidence.alternative("absolute_values")
+    if judged is None or not gain > GAIN:
+        return None
+    cancelled = f" ({1 - evidence.surviving:.0%} of the scores' magnitude cancels within the clusters)"
+    return about_score(
+        evidence.importance,
+        "cancelling-signs",
+        f"the sign of the mean is misleading{cancelled if evidence.surviving < CANCELLED else ''}: the mean of the "
+        f"absolute values predicts removal better (LDS {lds:.2f} against {judged.lds[-1]:.2f}).",
+        f"{DEFAULT}, whose sign has a meaning"
+        + ("" if evidence.results.clusters.kind == "labels" else "; more homogeneous clusters"),
+        {"surviving": evidence.surviving, **evidence.lds_figures("absolute_values")},
+        weight=0.5 * gain,
+    )
+
+
+STRAIGHT = 0.75
+"""First order fails where the upper end of the interval of its LDS is below this, although the halves agree."""
+
+
+def first_order_fails(evidence: Evidence) -> Finding | None:
+    """Say that the default itself predicts removal poorly, as the network is too nonlinear; None where it does not."""
+    judged = evidence.importance.faithfulness
+    if evidence.kind != "gradient_x_activation" or judged is None:
+        return None
+    if evidence.importance.removal.target_kind != "margin":
+        return None
+    better = evidence.beaten_by("masked_gradient", "leave_one_out", "integrated_gradients")
+    lds, high = float(judged.lds[-1]), float(judged.lds_interval[-1, 1])
+    if better is None and not (high < STRAIGHT and evidence.reliability > RELIABLE):
+        return None
+    rival = None if better is None else evidence.results[evidence.importance.site, better].faithfulness
+    if rival is None:
+        claim = f"predict removal poorly here (LDS {lds:.2f}, reliability {evidence.reliability:.2f})"
+        remedy = "attribution='masked_gradient' or 'leave_one_out'; compare their gaps"
+    else:
+        claim = (
+            f"are not enough here: {better} has a gap of {rival.gap[-1]:+.3f}, this score {judged.gap[-1]:+.3f} "
+            f"(LDS {rival.lds[-1]:.2f} and {lds:.2f})"
+        )
+        remedy = f"attribution={better!r}"
+    return about_score(
+        evidence.importance,
+        "first-order-fails",
+        f"effects to first order {claim}: the network is far from linear between the activations and the baseline.",
+        remedy,
+        {"lds": lds, "lds_high": high, "reliability": evidence.reliability},
+        weight=1 - lds if np.isfinite(lds) else 0.5,
+    )
+
+
+MISSED = 0.75
+"""A function is saturated where its gradient misses more than this share of what removal changes in its output."""
+
+
+def saturated_activation(evidence: Evidence) -> Finding | None:
+    """Say that the layer feeds a saturated nonlinearity, which gradients do not see; None where it does not."""
+    activity = evidence.activity
+    if activity is None or evidence.kind not in ("gradient", "gradient_x_activation"):
+        return None
+    missed, name = activity.derivative_error, activity.nonlinearity
+    if not name or not missed > MISSED:
+        return None
+    return about_score(
+        evidence.importance,
+        "saturated-activation",
+        f"these values are the input of a saturated {name}: its gradient misses {missed:.0%} of what removal changes "
+        "in its output.",
+        f"the layer of the {name} itself, or attribution='leave_one_out'",
+        {"missed": missed},
+        weight=0.8 * min(missed, 1.0),
+    )
+
+
+SANE = 0.5
+"""Scores do not follow the model where they keep more than this rank correlation when all weights are shuffled."""
+
+
+def blind_to_weights(results: Results, randomisation: Randomisation) -> Finding | None:
+    """Say that a score does not follow the model's weights; None where it does, and for random scores.
+
+    Args:
+        results: one measurement.
+        randomisation: agreement of one score with randomised weights.
+    """
+    site, attribution = randomisation.site, randomisation.attribution
+    kinds = {each.attribution_kind for each in results.importances if each.attribution == attribution}
+    kept = float(statistics.weighted_mean(randomisation.rank_correlation[-1], results.clusters.size))
+    if "random" in kinds or not kept > SANE:
+        return None
+    return Finding(
+        "blind-to-weights",
+        site,
+        attribution,
+        (),
+        f"with all weights shuffled, the scores keep a rank correlation of {kept:.2f} with those of the trained model: "
+        "they reflect the architecture or the inputs rather than what was learnt.",
+        "attribution='gradient_x_activation'",
+        {"rank_correlation": kept},
+        weight=kept,
+    )
