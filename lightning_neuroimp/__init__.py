@@ -1,13 +1,72 @@
-"""Which neurons matter for this group of inputs, and can the answer be believed?
+"""Which neurons matter for this group of inputs, and can the answer be trusted?
 
 The public names are imported when they are first used (PEP 562), so that importing the package costs nothing:
-neither torch nor Lightning nor TensorBoard is loaded by `import lightning_neuroimp`.
+neither torch nor Lightning nor TensorBoard is loaded by `import lightning_neuroimp`. Type checkers see the real names.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_neuroimp.ablation.settings import AblationFaithfulness
+    from lightning_neuroimp.batches.description import describe_samples
+    from lightning_neuroimp.batches.probe import ProbeSet
+    from lightning_neuroimp.callbacks.neuron_importance import NeuronImportance
+    from lightning_neuroimp.capture.ablate import ablate
+    from lightning_neuroimp.capture.isolation import undisturbed
+    from lightning_neuroimp.capture.listing import list_sites
+    from lightning_neuroimp.clusters.kmeans import KMeansClusters
+    from lightning_neuroimp.importance.attributions.base import Attribution
+    from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
+    from lightning_neuroimp.results.activity import SiteActivity
+    from lightning_neuroimp.results.agreement import Drift, Randomisation, Reliability
+    from lightning_neuroimp.results.clusters import ClusterTable
+    from lightning_neuroimp.results.faithfulness import Comparison, DeletionCurve, Faithfulness, Specificity
+    from lightning_neuroimp.results.findings.finding import Finding
+    from lightning_neuroimp.results.importance import Importance
+    from lightning_neuroimp.results.measurement import Results
+    from lightning_neuroimp.site import Removal, Site
+    from lightning_neuroimp.statistics import linear_datamodeling_score, specificity, symmetric_relevance_gain
+    from lightning_neuroimp.study.ablation import ablation_faithfulness
+    from lightning_neuroimp.study.deletion import deletion_curve
+    from lightning_neuroimp.study.importance import neuron_importance
+    from lightning_neuroimp.study.randomisation import weight_randomisation
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AblationFaithfulness",
+    "Attribution",
+    "ClusterTable",
+    "Comparison",
+    "DeletionCurve",
+    "Drift",
+    "Faithfulness",
+    "Finding",
+    "Importance",
+    "KMeansClusters",
+    "NeuronImportance",
+    "ProbeSet",
+    "Randomisation",
+    "Reliability",
+    "Removal",
+    "Results",
+    "Site",
+    "SiteActivity",
+    "SiteBatch",
+    "Specificity",
+    "ablate",
+    "ablation_faithfulness",
+    "deletion_curve",
+    "describe_samples",
+    "linear_datamodeling_score",
+    "list_sites",
+    "neuron_importance",
+    "specificity",
+    "symmetric_relevance_gain",
+    "undisturbed",
+    "weight_randomisation",
+]
 
 _HOME = {
     "AblationFaithfulness": "ablation.settings",
@@ -17,6 +76,7 @@ _HOME = {
     "DeletionCurve": "results.faithfulness",
     "Drift": "results.agreement",
     "Faithfulness": "results.faithfulness",
+    "Finding": "results.findings.finding",
     "Importance": "results.importance",
     "KMeansClusters": "clusters.kmeans",
     "NeuronImportance": "callbacks.neuron_importance",
@@ -33,16 +93,14 @@ _HOME = {
     "ablation_faithfulness": "study.ablation",
     "deletion_curve": "study.deletion",
     "describe_samples": "batches.description",
-    "list_sites": "capture.listing",
     "linear_datamodeling_score": "statistics",
+    "list_sites": "capture.listing",
     "neuron_importance": "study.importance",
     "specificity": "statistics",
     "symmetric_relevance_gain": "statistics",
     "undisturbed": "capture.isolation",
     "weight_randomisation": "study.randomisation",
 }
-
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,64 +1,63 @@
-"""Greedy orders of removal."""
+"""Greedy orders of removal: at each point those neurons whose removal lowers the margin most."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from lightning_neuroimp.ablation.outcomes import run_masks, tabulate_outcomes
-from lightning_neuroimp.batches.processes import Gather, alone
+from lightning_neuroimp.ablation.outcomes import CellBatch, run_masks, tabulate
+from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
 
 
 def greedy_orders(
-    replayer: SuffixRecorder,
-    batches: Iterable[tuple[Any, Int[np.ndarray, " sample"], Int[np.ndarray, " sample"]]],
+    recorder: SuffixRecorder,
+    batches: Iterable[CellBatch],
     removed: Int[np.ndarray, " point"],
-    n_groups: int,
+    n_cells: int,
     *,
-    gather: Gather = alone,
-) -> Int[np.ndarray, "group neuron"]:
-    """For each group an order of removal found greedily on its own samples.
+    processes: Processes = Processes(),  # noqa: B008 (frozen)
+) -> Int[np.ndarray, "cell neuron"]:
+    """Find an order of removal for each cell, greedily on its own samples.
 
     At each point it takes those neurons whose removal, together with those before, lowers the margin most. Neurons
-    behind the last point come in any order.
+    after the last point come in any order.
 
     Takes a whole pass and one of what follows the site per neuron, at each point.
 
     Args:
-        replayer: of the model and the removal.
-        batches: as in `ablate_orders`.
-        removed: the points.
-        n_groups: number of groups.
-        gather: sums over processes.
+        recorder: of the model and the removal.
+        batches: of this process.
+        removed: number of removed neurons at each point.
+        n_cells: number of cells.
+        processes: those that share the samples.
     """
-    n_neurons, kept = replayer.removal.n_neurons, list(batches)
-    order = np.zeros((n_groups, 0), np.int64)
-    every = np.eye(n_neurons, dtype=bool)
+    n_neurons, kept = recorder.removal.n_neurons, list(batches)
+    order = np.zeros((n_cells, 0), np.int64)
     for count in removed.tolist():
-        gone = np.zeros((n_groups, n_neurons), bool)
+        gone = np.zeros((n_cells, n_neurons), bool)
         np.put_along_axis(gone, order, True, axis=1)
-        left = np.zeros((n_neurons, n_groups))  # sum of the margins without each neuron
-        with torch.no_grad():
-            for batch, numbers, groups in kept:
-                masks = [gone | every[neuron] for neuron in range(n_neurons)]
-                replays = run_masks(
-                    replayer.record(batch, numbers),
-                    replayer.removal,
-                    masks,
-                    groups,
-                    np.ones(n_neurons, np.int64),
-                    lambda: None,
-                )
-                margins = tabulate_outcomes(replays)[1][1:]
-                for group in np.unique(groups[groups >= 0]).tolist():
-                    left[:, group] += np.nan_to_num(margins[:, groups == group]).sum(1)
-        left = np.sum(gather(left), axis=0).T
+        left = np.sum(processes.gather(_margins_without_each(recorder, kept, gone)), axis=0).T
         left[gone] = np.inf
         best = np.argsort(left, axis=1, kind="stable")[:, : count - order.shape[1]]
         order = np.concatenate([order, best], axis=1)
-    rest = np.ones((n_groups, n_neurons), bool)
+    rest = np.ones((n_cells, n_neurons), bool)
     np.put_along_axis(rest, order, False, axis=1)
-    return np.concatenate([order, np.nonzero(rest)[1].reshape(n_groups, -1)], axis=1)
+    return np.concatenate([order, np.nonzero(rest)[1].reshape(n_cells, -1)], axis=1)
+
+
+def _margins_without_each(
+    recorder: SuffixRecorder, batches: Iterable[CellBatch], gone: np.ndarray
+) -> Float[np.ndarray, "neuron cell"]:
+    """Return the sum of the margins in each cell without each neuron, in addition to those that are gone."""
+    n_cells, n_neurons = gone.shape
+    left = np.zeros((n_neurons, n_cells))
+    every = np.eye(n_neurons, dtype=bool)
+    with torch.no_grad():
+        for batch, numbers, cells in batches:
+            masks = [gone | every[neuron] for neuron in range(n_neurons)]
+            margins = tabulate(run_masks(recorder.record(batch, numbers), masks, cells))[1][1:]
+            for cell in np.unique(cells[cells >= 0]).tolist():
+                left[:, cell] += np.nan_to_num(margins[:, cells == cell]).sum(1)
+    return left

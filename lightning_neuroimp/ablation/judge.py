@@ -78,7 +78,7 @@ class Judge:
     ) -> None:
         self.importances, self.outcomes, self.orders = importances, outcomes, orders
         self.control, self.sample_group = control, sample_group
-        cluster, half = outcomes.group // 2, outcomes.group % 2
+        cluster, half = outcomes.cell // 2, outcomes.cell % 2
         # a half without samples in the other half has no ranking: its samples say nothing
         count = importances[0].count
         ranked = (count[::-1] > 0).T[cluster, half] if len(cluster) else np.zeros(0, bool)
@@ -191,8 +191,8 @@ class Judge:
             upper, lower = statistics.gap_p_values(curve, control)
             return float(upper), float(lower)
         early = statistics.sequential_gap_p_values(curve, control, self.control.n_draws)
-        upper, lower = (np.nan if p_value is None else p_value for p_value in early)
-        return upper, lower
+        above, below = (float("nan") if p_value is None else p_value for p_value in early)
+        return above, below
 
     def _generator(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([*self.control.seed, stream])

@@ -11,13 +11,14 @@ from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
 
-REFERENCES = ("activation size", "one ranking for all clusters")
-"""Rankings that a score should beat: mean |activation - baseline|, and the same score's mean over all clusters."""
+REFERENCES = ("activation_size", "shared_ranking")
+"""Keys of the rankings that a score should beat: by mean |activation - baseline|, and one for all clusters, by the same
+score's mean over them."""
 
 
-ALTERNATIVES = ("absolute values", "activation size", "activation x derivative")
-"""Scores that every importance pass gives beside the one that was asked for: that score's own absolute values, mean
-|activation - baseline|, and, where there are gradients, the effect of removal to first order."""
+ALTERNATIVES = ("absolute_values", "activation_size", "first_order")
+"""Keys of the scores that every importance pass gives in addition to the requested one: that score's own absolute values,
+mean |activation - baseline|, and, where there are gradients, the effect of removal to first order."""
 
 
 def choose_samples(results: Results, max_samples: int) -> Int[np.ndarray, " chosen"]:

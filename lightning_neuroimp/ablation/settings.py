@@ -1,28 +1,38 @@
-"""Settings of a check by ablation."""
+"""AblationFaithfulness: the settings of a check by ablation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_neuroimp import statistics
+from lightning_neuroimp import _validate, statistics
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.verdict import FRACTIONS
+
+MIN_RANDOM = 19
+"""With fewer random orders no p-value can be .05 or less."""
 
 
 @dataclass(frozen=True)
 class AblationFaithfulness:
-    """How removal is measured.
+    """Set how an importance is checked by ablation.
 
     Attributes:
-        n_random: random orders in the control; with 19 the smallest p-value is .05.
+        n_random: number of random orders in the control; with 19 the smallest p-value is .05.
         fractions: shares of the neurons to remove, each rounded up, without repeats.
-        max_samples: at most so many samples of the probe set.
-        every_n_epochs: measure in every n-th measured epoch of the callback.
+        max_samples: upper bound on the number of samples of the probe set that neurons are removed on.
+        every_n_epochs: check in every n-th measured epoch of the callback.
+        max_overhead: skip a check that would take more than this share of the time since the last one; the first one,
+            and one at the end of the training run, are always made. None: never skip.
         least_first: also remove the least important neurons first, for the symmetric relevance gain.
-        greedy: also remove neurons in an order found greedily, for the normalised gap; takes a pass of what follows the
-            site for each neuron at each fraction.
+        greedy: also remove neurons in an order found greedily, for the normalised gap; takes a pass of what follows
+            the site for each neuron at each fraction.
         specificity: also remove each cluster's top tenth of the neurons from all other clusters.
         randomise: also compute importances with randomised weights, on a copy of the model.
-        max_overhead: skip a check that would take more than this share of the time since the last one; the first one,
-            and the one at the end of the last epoch, are always made. None: never skip.
+
+    Raises:
+        InvalidArgument: if a setting has no valid value.
+
+    >>> AblationFaithfulness(n_random=99, fractions=[0.1, 0.5]).fractions
+    (0.1, 0.5)
     """
 
     n_random: int = 19
@@ -36,26 +46,36 @@ class AblationFaithfulness:
     randomise: bool = False
 
     def __post_init__(self) -> None:
+        remedy = "with n random orders no p-value can be below 1 / (n + 1), and the verdict asks for .05"
+        valid = {
+            "n_random": _validate.integer("n_random", self.n_random, least=MIN_RANDOM, remedy=remedy),
+            "fractions": self._valid_fractions(),
+            "max_samples": _validate.integer("max_samples", self.max_samples, least=1),
+            "every_n_epochs": _validate.integer("every_n_epochs", self.every_n_epochs, least=1),
+        }
+        if self.max_overhead is not None:
+            valid["max_overhead"] = _validate.number("max_overhead, where it is not None,", self.max_overhead, above=0)
+        for name in ("least_first", "greedy", "specificity", "randomise"):
+            valid[name] = _validate.boolean(name, getattr(self, name))
+        for name, value in valid.items():
+            object.__setattr__(self, name, value)
+
+    def _valid_fractions(self) -> tuple[float, ...]:
         # a list is what YAML and the command line give
-        object.__setattr__(self, "fractions", tuple(self.fractions))
-        if self.n_random < 19:
-            raise ValueError(
-                f"n_random must be at least 19, got {self.n_random}: with n random orders no p-value can be below "
-                "1 / (n + 1), and the verdict asks for .05"
-            )
-        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
-            raise ValueError(f"fractions must be numbers above 0 and up to 1, got {self.fractions}")
-        for name in ("max_samples", "every_n_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_overhead is not None and not self.max_overhead > 0:
-            raise ValueError(f"max_overhead must be positive, or None for no limit, got {self.max_overhead}")
+        several = not isinstance(self.fractions, str) and hasattr(self.fractions, "__iter__")
+        if not several or not tuple(self.fractions):
+            raise InvalidArgument(f"fractions must be numbers above 0 and up to 1, got {self.fractions!r}")
+        return tuple(_validate.number("each of fractions", one, above=0, most=1) for one in self.fractions)
 
     def forward_passes(self, n_attributions: int, n_neurons: int | None = None) -> int:
-        """Passes over the samples at one site, without its number of neurons at most.
+        """Return the number of passes over the samples at one site; without its number of neurons, an upper bound.
 
         One is a whole forward pass, all others run what follows the site. With more than 19 random orders there is
         another whole pass for each round of them; `greedy` and `specificity` come on top.
+
+        Args:
+            n_attributions: number of scores.
+            n_neurons: at the site.
         """
         n_points = len(self.fractions) if n_neurons is None else len(statistics.points(self.fractions, n_neurons))
         n_rankings = (3 if self.least_first else 2) * n_attributions + 1

@@ -1,46 +1,69 @@
 """What `clusters=` may be: a name, a mapping, KMeans, or a callable."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-from lightning_neuroimp.batches.probe import ProbeSet
-from lightning_neuroimp.batches.processes import Gather
-from lightning_neuroimp.batches.structure import values_to_ids
-from lightning_neuroimp.clusters.classes import check_number
+from lightning_neuroimp import _validate
+from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.clusters.classes import validate_count
 from lightning_neuroimp.clusters.kmeans import KMeansClusters
+from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.site import OWN
 
-Clusters = str | Mapping[Any, Any] | KMeansClusters | Callable[..., Any]
+
+@runtime_checkable
+class BatchFn(Protocol):
+    """Give one integer or string for each sample of a batch, such as its cluster, its group or its stratum."""
+
+    def __call__(self, batch: Any, /) -> Any:
+        """Return a tensor, an array or a list with one value per sample."""
+
+
+Clusters = str | Mapping[Any, Any] | KMeansClusters | BatchFn
 """`"labels"`, `"predictions"`, a mapping from classes to groups, `KMeansClusters(...)`, or a callable
 `batch -> one integer or string per sample`."""
 
+NAMES = ("labels", "predictions")
 
-def check_clusters(clusters: Any) -> None:
+
+def validate_clusters(clusters: Any) -> None:
     """Refuse what cannot name clusters.
 
     Raises:
-        ValueError: if it is none of `Clusters`.
+        InvalidArgument: if it is none of `Clusters`.
     """
     if isinstance(clusters, Mapping):
         if not clusters or not all(isinstance(value, Integral | str) for pair in clusters.items() for value in pair):
-            raise ValueError(
+            raise InvalidArgument(
                 "clusters as a mapping must go from classes (numbers, or names in class_names) to groups (integers or "
-                f"strings), got {dict(clusters)!r}"
+                f"strings), got {_validate.shown(dict(clusters))}"
             )
         return
-    known = clusters in ("labels", "predictions") if isinstance(clusters, str) else isinstance(clusters, KMeansClusters)
-    if not known and (not callable(clusters) or isinstance(clusters, type)):
-        raise ValueError(
-            "clusters must be 'labels', 'predictions', a mapping from classes to groups, KMeansClusters(8), or "
-            f"a callable (batch) -> one integer or string per sample, got {clusters!r}"
+    if isinstance(clusters, KMeansClusters):
+        return
+    if isinstance(clusters, str) or not callable(clusters) or isinstance(clusters, type):
+        remedy = (
+            ", a mapping from classes to groups, KMeansClusters(8), or a callable (batch) -> one integer or string per "
+            "sample"
         )
+        _validate.choice("clusters", clusters, NAMES, remedy)
+
+
+def kind_of(clusters: Clusters) -> str:
+    """Return the kind of clusters: "labels", "predictions", "groups" of labels, "kmeans", or "own"."""
+    if isinstance(clusters, str):
+        return clusters
+    if isinstance(clusters, Mapping):
+        return "groups"
+    return "kmeans" if isinstance(clusters, KMeansClusters) else OWN
 
 
 def describe_source(clusters: Clusters) -> str:
-    """In words, for tables."""
+    """Say in words where clusters come from, for tables."""
     if isinstance(clusters, str | KMeansClusters):
         return str(clusters)
     if isinstance(clusters, Mapping):
@@ -48,19 +71,21 @@ def describe_source(clusters: Clusters) -> str:
     return getattr(clusters, "__name__", type(clusters).__name__)
 
 
-def assign_by_callable(
-    function: Callable[..., Any], probe: ProbeSet, batch_size: int | None, gather: Gather
-) -> tuple[Int[np.ndarray, " sample"], dict[int, str]]:
-    """Ids and names from a callable on batches; integers are their own ids, strings are numbered in order.
+def assign_by_callable(function: BatchFn, subject: Subject) -> tuple[Int[np.ndarray, " local"], dict[int, str]]:
+    """Return each sample's cluster id and the clusters' names, as a callable on batches gives them.
+
+    Integers from 0 are their own ids; others and strings are numbered in order.
 
     Raises:
-        ValueError: if it returns anything else, or more than 20 groups.
+        InvalidArgument: if the callable fails, returns anything else, or more than 20 different values.
     """
     values: list[Any] = []
-    for batch, index in probe.batches(batch_size):
-        values += values_to_ids(function(batch), len(index), "the clusters callable")
-    distinct = sorted({value for share in gather(sorted(set(values), key=str)) for value in share}, key=str)
-    check_number(len(distinct))
+    for batch, index in subject.batches():
+        with _validate.users_function("the clusters callable"):
+            found = function(batch)
+        values += _validate.one_per_sample(found, len(index), "the clusters callable")
+    distinct = sorted(set(subject.processes.chain(sorted(set(values), key=str))), key=str)
+    validate_count(len(distinct))
     if all(isinstance(value, int) and value >= 0 for value in distinct):
         ids = {value: int(value) for value in distinct}
     else:

@@ -1,26 +1,28 @@
-"""Clusters of one class each, or of a group of classes."""
+"""Clusters of one class each, or of a group of classes; classes by number or by name."""
 
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from lightning_neuroimp import _validate
+from lightning_neuroimp.errors import InvalidArgument
+
 MAX_CLUSTERS = 20
-"""More groups than this, by labels or by a callable, are refused: nobody reads so many curves."""
+"""More clusters than this are refused: nobody reads so many curves."""
 
 
-def class_numbers(classes: Collection[Any] | None, class_names: Sequence[str]) -> tuple[int, ...] | None:
-    """Classes given by numbers or names as numbers.
+def validate_classes(classes: Any, class_names: Sequence[str]) -> tuple[int, ...] | None:
+    """Return classes that are given by numbers or names as numbers; None for None.
 
     Raises:
-        ValueError: if a name is not among `class_names`, or there is no class.
+        InvalidArgument: if a name is not among `class_names`, or there is no class.
     """
     if classes is None:
         return None
     if isinstance(classes, str) or not isinstance(classes, Collection) or len(classes) == 0:
-        raise ValueError(f"classes must be a list of class numbers or names, got {classes!r}")
+        raise InvalidArgument(f"classes must be a list of class numbers or names, got {_validate.shown(classes)}")
     return tuple(dict.fromkeys(_class_number(one, class_names) for one in classes))
 
 
@@ -28,91 +30,91 @@ def _class_number(one: Any, class_names: Sequence[str]) -> int:
     if isinstance(one, str):
         if one not in class_names:
             known = ", ".join(map(repr, class_names[:8])) or "none; pass class_names="
-            raise ValueError(f"there is no class named {one!r}: the names are {known}")
+            raise InvalidArgument(f"there is no class named {one!r}: the names are {known}")
         return list(class_names).index(one)
-    if isinstance(one, Integral) and not isinstance(one, bool) and int(one) >= 0:
-        return int(one)
-    raise ValueError(f"a class must be a number from 0 on, or a name, got {one!r}")
+    return _validate.integer("a class, where it is no name,", one, least=0)
 
 
-def check_class_names(class_names: Any) -> tuple[str, ...]:
-    """Names of all classes.
+def validate_class_names(class_names: Any) -> tuple[str, ...]:
+    """Return the names of all classes.
 
     Raises:
-        ValueError: if it is no sequence of strings.
+        InvalidArgument: if they are no sequence of strings.
     """
     if isinstance(class_names, str) or not isinstance(class_names, Collection):
-        raise ValueError(f"class_names must be a list with the name of each class, got {class_names!r}")
+        raise InvalidArgument(f"class_names must be a list with the name of each class, got {class_names!r}")
     return tuple(map(str, class_names))
 
 
 def class_name(number: int, class_names: Sequence[str]) -> str | None:
-    """The name of a class; None without one."""
+    """Return the name of a class; None without one."""
     return str(class_names[number]) if number < len(class_names) else None
 
 
-class ClassClusters:
-    """Clusters of one class each, or of a group of classes.
-
-    Attributes:
-        predicted: whether predictions count, rather than labels.
+def validate_count(n_clusters: int, *, so_far: bool = False) -> None:
+    """Refuse more clusters than anyone can read.
 
     Args:
-        clusters: "labels", "predictions", or a mapping from classes to groups.
+        n_clusters: number of clusters.
+        so_far: whether there may be more.
+
+    Raises:
+        InvalidArgument: if there are more than 20.
+    """
+    if n_clusters > MAX_CLUSTERS:
+        found = f"at least {n_clusters}" if so_far else str(n_clusters)
+        raise InvalidArgument(
+            f"there are {found} clusters, more than {MAX_CLUSTERS}: look at some classes with classes=[0, 1, 2], "
+            "group them with a mapping, clusters={0: 'animal', 1: 'vehicle', ...}, or with a callable, clusters=lambda "
+            "batch: batch[1] // 10, or find groups with clusters=KMeansClusters(8)"
+        )
+
+
+class ClassClusters:
+    """Form clusters of one class each, or of a group of classes.
+
+    Args:
+        clusters: "labels", "predictions", or a mapping from classes to the names of groups.
         class_names: of the classes.
 
     Raises:
-        ValueError: if a name is unknown, or there are more than 20 groups.
+        InvalidArgument: if a name is unknown, or there are more than 20 groups.
     """
 
     def __init__(self, clusters: str | Mapping[Any, Any], class_names: Sequence[str]) -> None:
-        self.predicted = clusters == "predictions"
+        self._predicted = clusters == "predictions"
         self._class_names = class_names
         self._group: dict[int, int] | None = None
         self._names: dict[int, str] = {}
         if isinstance(clusters, Mapping):
             groups = list(dict.fromkeys(clusters.values()))
-            check_number(len(groups))
+            validate_count(len(groups))
             self._group = {_class_number(key, class_names): groups.index(group) for key, group in clusters.items()}
             if len(self._group) < len(clusters):
-                raise ValueError(f"clusters names a class twice, by number and by name, in {list(clusters)}")
+                raise InvalidArgument(f"clusters names a class twice, by number and by name, in {list(clusters)}")
             self._names = {number: str(group) for number, group in enumerate(groups)}
 
     def of(
         self, labels: Int[np.ndarray, " sample"], predicted: Int[np.ndarray, " sample"]
     ) -> Int[np.ndarray, " sample"]:
-        """Each sample's cluster; -1 for classes in no group."""
-        classes = predicted if self.predicted else labels
+        """Return each sample's cluster; -1 for classes in no group.
+
+        Args:
+            labels: class of each sample by the data.
+            predicted: class of each sample by the model.
+        """
+        classes = predicted if self._predicted else labels
         if self._group is None:
             return classes
         return np.array([self._group.get(one, -1) for one in classes.tolist()], np.int64)
 
     def names(self, ids: Int[np.ndarray, " cluster"]) -> dict[int, str]:
-        """What to call them."""
+        """Return the name of each cluster, by its id."""
         if self._group is not None:
             return self._names
-        kind = "predicted" if self.predicted else "label"
+        kind = "predicted" if self._predicted else "label"
         named = {key: class_name(key, self._class_names) for key in ids.tolist()}
         return {
-            key: f"{kind} {key}" if name is None else f"predicted {name}" if self.predicted else name
+            key: f"{kind} {key}" if name is None else f"predicted {name}" if self._predicted else name
             for key, name in named.items()
         }
-
-
-def check_number(n_clusters: int, *, so_far: bool = False) -> None:
-    """Refuse more clusters than anyone can read.
-
-    Args:
-        n_clusters: how many there are.
-        so_far: whether there may be more.
-
-    Raises:
-        ValueError: if there are more than 20.
-    """
-    if n_clusters > MAX_CLUSTERS:
-        found = f"at least {n_clusters}" if so_far else str(n_clusters)
-        raise ValueError(
-            f"there are {found} clusters, more than {MAX_CLUSTERS}: look at some classes with classes=[0, 1, 2], "
-            "group them with a mapping, clusters={0: 'animal', 1: 'vehicle', ...}, or with a callable, clusters=lambda "
-            "batch: batch[1] // 10, or find groups with clusters=KMeansClusters(8)"
-        )

@@ -1,33 +1,38 @@
-"""Halves: deal the samples of each cluster to two halves."""
+"""Halves: deal the samples of each cluster to two halves, on which its ranking is made and judged crosswise."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from lightning_neuroimp import _validate
 from lightning_neuroimp.batches.fields import labels_of
 from lightning_neuroimp.batches.numbers import sample_keys
-from lightning_neuroimp.batches.probe import ProbeSet
-from lightning_neuroimp.batches.processes import Gather
-from lightning_neuroimp.batches.structure import values_to_ids
-from lightning_neuroimp.capture.sample_table import SampleTable
-from lightning_neuroimp.clusters.classes import ClassClusters
+from lightning_neuroimp.capture.subject import Subject
 
 
 class Halves:
-    """Deals samples to two halves of each cluster, stratified by correctness, in the order in which they come.
+    """Deal samples to two halves of each cluster, stratified by correctness, in the order in which they come.
 
-    Where they come in the order of fixed pseudo-random keys, as a probe set of one shape does, the half that a sample
-    falls into depends on nothing but its cluster, its correctness and those keys.
+    Where they come in the order of fixed pseudo-random keys, as a probe set of one shape does, the half of a sample
+    depends on nothing but its cluster, its correctness and those keys.
     """
 
     def __init__(self) -> None:
         self._dealt: dict[tuple[int, bool], int] = {}
 
-    def deal(self, cluster: Int[np.ndarray, " sample"], correct: np.ndarray) -> Int[np.ndarray, " sample"]:
-        """The half of each sample; -1 for samples in no cluster."""
+    def deal(
+        self, cluster: Int[np.ndarray, " sample"], correct: Bool[np.ndarray, " sample"]
+    ) -> Int[np.ndarray, " sample"]:
+        """Return the half of each sample; -1 for samples in no cluster.
+
+        Args:
+            cluster: cluster of each sample; -1: in none.
+            correct: whether the model is right.
+        """
         half = np.full(len(cluster), -1, np.int64)
         for row, (key, right) in enumerate(zip(cluster.tolist(), correct.tolist(), strict=True)):
             if key >= 0:
@@ -38,43 +43,83 @@ class Halves:
         return half
 
 
-def assign_groups(
-    groups: Callable[..., Any],
-    probe: ProbeSet,
-    batch_size: int | None,
-    gather: Gather,
-    cluster: Int[np.ndarray, " local"] | None = None,
-) -> tuple[Int[np.ndarray, " local"], dict[int, int]]:
-    """A half for each sample of a probe set, the same for all samples of a group; and every sample's group's number.
+def deal_by_keys(
+    index: Int[np.ndarray, " sample"],
+    cluster: Int[np.ndarray, " sample"],
+    correct: Bool[np.ndarray, " sample"],
+    seed: int,
+) -> Int[np.ndarray, " sample"]:
+    """Return a half for each sample, dealt in the order of fixed keys, whatever the samples' shapes and processes are.
 
-    Cells go one by one, the largest first, to the half in which their clusters have fewer samples so far.
+    Args:
+        index: sample numbers.
+        cluster: cluster of each sample; -1: in none.
+        correct: whether the model is right.
+        seed: of the keys.
+    """
+    order = np.argsort(sample_keys(index, seed), kind="stable")
+    half = np.full(len(index), -1, np.int64)
+    half[order] = Halves().deal(cluster[order], correct[order])
+    return half
+
+
+@dataclass(frozen=True, eq=False)
+class SampleGroups:
+    """Hold which samples must not be divided between halves.
+
+    Attributes:
+        half: half of each sample of this process, the same for all samples of a group.
+        index: sample numbers of all processes.
+        number: number of each of these samples' group.
+    """
+
+    half: Int[np.ndarray, " local"]
+    index: Int[np.ndarray, " sample"]
+    number: Int[np.ndarray, " sample"]
+
+
+def assign_groups(
+    groups: Callable[..., Any], subject: Subject, cluster: Int[np.ndarray, " local"] | None = None
+) -> SampleGroups:
+    """Assign whole groups of samples to halves, so that each cluster is balanced.
+
+    Groups go one by one, the largest first, to the half in which their clusters have fewer samples so far.
 
     Args:
         groups: `batch -> one integer or string per sample`.
-        probe: of this process.
-        batch_size: of the batches.
-        gather: collects from processes.
-        cluster: of each sample, as far as it is known; None: by label where the batches show them.
+        subject: the samples of this process.
+        cluster: cluster of each sample, as far as it is known; None: by label where the batches show them.
 
     Raises:
-        ValueError: if the callable does not return one integer or string per sample.
+        InvalidArgument: if the callable fails, or does not return one integer or string per sample.
     """
-    mine: list[Any] = []
+    values: list[Any] = []
     strata: list[int] = []
     numbers: list[int] = []
-    for batch, index in probe.batches(batch_size):
-        mine += values_to_ids(groups(batch), len(index), "the groups callable")
+    for batch, index in subject.batches():
+        with _validate.users_function("the groups callable"):
+            found = groups(batch)
+        values += _validate.one_per_sample(found, len(index), "the groups callable")
         numbers += index.tolist()
         labels = labels_of(batch)
         strata += [-1] * len(index) if labels is None or len(labels) != len(index) else labels.tolist()
     if cluster is not None:
         strata = cluster.tolist()
+    rows = subject.processes.chain(zip(values, strata, numbers, strict=True))
     members: dict[Any, Counter[int]] = {}
-    group_of: dict[int, Any] = {}
-    for share in gather((mine, strata, numbers)):
-        for value, stratum, number in zip(*share, strict=True):
-            members.setdefault(value, Counter())[stratum] += 1
-            group_of[number] = value
+    for value, stratum, _ in rows:
+        members.setdefault(value, Counter())[stratum] += 1
+    half = _balanced_halves(members)
+    place = {value: number for number, value in enumerate(half)}
+    return SampleGroups(
+        np.array([half[value] for value in values], np.int64),
+        np.array([number for _, _, number in rows], np.int64),
+        np.array([place[value] for value, _, _ in rows], np.int64),
+    )
+
+
+def _balanced_halves(members: dict[Any, Counter[int]]) -> dict[Any, int]:
+    """Return the half of each group, given how many samples of each cluster it has."""
     half: dict[Any, int] = {}
     filled: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     for value in sorted(members, key=lambda value: (-members[value].total(), str(value))):
@@ -82,27 +127,4 @@ def assign_groups(
         tilt = sum(count * (filled[1][stratum] - filled[0][stratum]) for stratum, count in members[value].items())
         half[value] = int(tilt < 0 or (tilt == 0 and filled[1].total() < filled[0].total()))
         filled[half[value]].update(members[value])
-    place = {value: number for number, value in enumerate(half)}
-    return np.array([half[value] for value in mine], np.int64), {key: place[one] for key, one in group_of.items()}
-
-
-def deal_by_keys(
-    survey: SampleTable,
-    clusters: Int[np.ndarray, " local"] | ClassClusters,
-    probe: ProbeSet,
-    classes: Collection[int] | None,
-    seed: int,
-    gather: Gather,
-) -> Int[np.ndarray, " local"]:
-    """A half for each sample, dealt in the order of fixed keys, whatever their shapes and processes are."""
-    if isinstance(clusters, ClassClusters):
-        cluster = clusters.of(survey.label, survey.predicted)
-    else:
-        shares = gather((probe.index.tolist(), clusters.tolist()))
-        of = {sample: key for share in shares for sample, key in zip(*share, strict=True)}
-        cluster = np.array([of[sample] for sample in survey.index.tolist()], np.int64)
-    counted = survey.finite if classes is None else survey.finite & np.isin(survey.label, list(classes))
-    order = np.argsort(sample_keys(survey.index, seed), kind="stable")
-    half = Halves().deal(np.where(counted, cluster, -1)[order], survey.correct[order])
-    dealt = dict(zip(survey.index[order].tolist(), half.tolist(), strict=True))
-    return np.array([dealt[sample] for sample in probe.index.tolist()], np.int64)
+    return half

@@ -5,6 +5,7 @@ from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
+from lightning_neuroimp.batches.numbers import rows_of
 from lightning_neuroimp.results.clusters import ClusterTable
 from lightning_neuroimp.results.previous import PreviousMeasurement
 
@@ -69,14 +70,21 @@ def agreement(
     index: Int[np.ndarray, " sample"],
     previous: ClusterTable | PreviousMeasurement | None,
 ) -> float:
-    """Adjusted Rand index between these clusters and the last epoch's, on the samples in both; NaN without any."""
+    """Return the adjusted Rand index between clusters and the last epoch's, on the samples in both.
+
+    Args:
+        cluster: cluster id of each sample; -1: in none.
+        index: sample numbers.
+        previous: the last epoch's clusters.
+
+    Returns:
+        1 for the same clusters, about 0 for a chance agreement, NaN without a sample in both.
+    """
     if previous is None:
         return float("nan")
     live = previous.history[np.isin(previous.history[:, 0], previous.ids)]
-    before = dict(zip(live[:, 1].tolist(), live[:, 0].tolist(), strict=True))
-    pairs = [
-        (before[sample], key)
-        for sample, key in zip(index.tolist(), cluster.tolist(), strict=True)
-        if key >= 0 and sample in before
-    ]
-    return float(adjusted_rand_score(*zip(*pairs, strict=True))) if pairs else float("nan")
+    both = np.isin(index, live[:, 1]) & (cluster >= 0)
+    if not both.any():
+        return float("nan")
+    before = live[rows_of(live[:, 1], index[both]), 0]
+    return float(adjusted_rand_score(before, cluster[both]))

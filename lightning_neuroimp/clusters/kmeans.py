@@ -1,6 +1,7 @@
 """Clusters found by KMeans on embeddings."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler, normalize
 
+from lightning_neuroimp import _validate
 from lightning_neuroimp.clusters.classes import MAX_CLUSTERS
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.clusters import ClusterTable
 from lightning_neuroimp.results.previous import PreviousMeasurement
 from lightning_neuroimp.site import Site
@@ -44,26 +47,23 @@ class KMeansClusters:
     n_components: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_clusters, tuple | list):
-            ends = tuple(self.n_clusters)
-            if (
-                len(ends) != 2
-                or not all(isinstance(end, int) for end in ends)
-                or not 2 <= ends[0] <= ends[1] <= MAX_CLUSTERS
-            ):
-                raise ValueError(
+        if isinstance(self.n_clusters, Sequence) and not isinstance(self.n_clusters, str):  # a list is what YAML gives
+            ends = tuple(_validate.integer("each end of n_clusters", end) for end in self.n_clusters)
+            if len(ends) != 2 or not 2 <= ends[0] <= ends[1] <= MAX_CLUSTERS:
+                raise InvalidArgument(
                     f"n_clusters must be a number, or a pair (least, most) from 2 to {MAX_CLUSTERS}, got "
                     f"{self.n_clusters!r}"
                 )
-            object.__setattr__(self, "n_clusters", ends)
-        elif not isinstance(self.n_clusters, int):
-            raise ValueError(f"n_clusters must be a number, or a pair (least, most), got {self.n_clusters!r}")
-        elif self.n_clusters < 2:
-            raise ValueError(f"n_clusters must be at least 2, got {self.n_clusters}")
-        if self.scale not in (None, "standard", "l2"):
-            raise ValueError(f"scale must be None, 'standard' or 'l2', got {self.scale!r}")
-        if self.n_components is not None and self.n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {self.n_components}")
+            object.__setattr__(self, "n_clusters", (ends[0], ends[1]))
+        else:
+            remedy = "a pair (least, most) lets the silhouette choose"
+            object.__setattr__(
+                self, "n_clusters", _validate.integer("n_clusters", self.n_clusters, least=2, remedy=remedy)
+            )
+        if self.scale is not None:
+            _validate.choice("scale", self.scale, ("standard", "l2"), " or None")
+        if self.n_components is not None:
+            object.__setattr__(self, "n_components", _validate.integer("n_components", self.n_components, least=1))
 
     def assign(
         self,
@@ -83,7 +83,7 @@ class KMeansClusters:
         finite = np.isfinite(embeddings).all(1)
         least = self.n_clusters if isinstance(self.n_clusters, int) else self.n_clusters[0]
         if finite.sum() < least:
-            raise ValueError(
+            raise InvalidArgument(
                 f"n_clusters={self.n_clusters} is more than the {finite.sum()} probe samples with finite embeddings; "
                 "ask for fewer clusters, or raise max_samples or limit_val_batches"
             )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_neuroimp.batches.processes import Gather
+from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.batches.structure import to_numpy
 from lightning_neuroimp.capture.nonlinearity import Nonlinearity
 from lightning_neuroimp.capture.positions import along_positions
@@ -151,17 +151,17 @@ class ActivityMoments:
         self._ends = np.stack([np.minimum(self._ends[0], ends[0]), np.maximum(self._ends[1], ends[1])])
         self._count = total
 
-    def activity(self, site: str, gather: Gather) -> SiteActivity | None:
-        """The outcome, of all processes; None where no finite activations were seen.
+    def activity(self, site: str, processes: Processes) -> SiteActivity | None:
+        """Return what all processes have seen; None where no finite activations were seen.
 
         Args:
             site: in words.
-            gather: collects from processes.
+            processes: those that have added.
         """
         self._sum_up()
         name = "" if self._nonlinearity is None else self._nonlinearity.name
         mine = (self._count, self._mean, self._square, self._ends, self._top, self._error, name)
-        shares = [share for share in gather(mine) if share[0]]
+        shares = [share for share in processes.gather(mine) if share[0]]
         if not shares:
             return None
         whole = ActivityMoments(self._axis, self._group)

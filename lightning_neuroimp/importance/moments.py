@@ -1,4 +1,4 @@
-"""Moments of per-sample values, per cell and neuron, streamed."""
+"""Moments of per-sample values, per cell (one half of one cluster) and neuron, streamed over batches."""
 
 from dataclasses import dataclass
 
@@ -7,36 +7,69 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_neuroimp.batches.processes import Gather
+from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.batches.structure import to_numpy
 
 
 class Cells:
-    """Numbers the pairs of half and cluster in the order in which they appear."""
+    """Number the cells (pairs of half and cluster) in the order in which they appear.
+
+    Attributes:
+        rows: row of each (half, cluster).
+    """
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, int], int] = {}
 
     def of(self, cluster: Int[np.ndarray, " sample"], half: Int[np.ndarray, " sample"]) -> Int[Tensor, " sample"]:
-        """Each sample's row; -1 for samples in no cluster (those below 0)."""
+        """Return each sample's row; -1 for samples in no cluster (those below 0)."""
         pairs = zip(half.tolist(), cluster.tolist(), strict=True)
         return torch.tensor([-1 if pair[1] < 0 else self.rows.setdefault(pair, len(self.rows)) for pair in pairs])
 
 
-class CellMoments:
-    """Sums of per-sample values, of their absolute values and squares, per half and cluster, in float64.
+@dataclass(frozen=True)
+class CellMeans:
+    """Hold the moments of each cell, over all processes.
 
-    Its size depends on clusters and neurons, not on samples.
-
-    Args:
-        groups: the rows, shared by the moments of all sites and scores.
+    Attributes:
+        count: number of samples.
+        mean: mean attribution.
+        abs_mean: mean of its absolute value.
+        square_mean: mean of its square.
+        deviation: mean |activation - baseline|.
+        first_order: mean effect to first order; None where it was not added.
+        effective_samples: (sum of s)^2 / sum of s^2 over a cluster's samples, s being a sample's sum of |attribution|:
+            by how many samples the scores would be carried if each had the same weight (Kish's effective sample size).
+        left_out: number of samples that were left out, as they were not finite.
     """
 
-    def __init__(self, groups: Cells) -> None:
+    count: Int[np.ndarray, "half cluster"]
+    mean: Float[np.ndarray, "half cluster neuron"]
+    abs_mean: Float[np.ndarray, "half cluster neuron"]
+    square_mean: Float[np.ndarray, "half cluster neuron"]
+    deviation: Float[np.ndarray, "half cluster neuron"]
+    first_order: Float[np.ndarray, "half cluster neuron"] | None
+    effective_samples: Float[np.ndarray, " cluster"]
+    left_out: int
+
+
+class CellMoments:
+    """Sum per-sample values, their absolute values and squares, per cell, in float64.
+
+    Its size depends on the numbers of clusters and neurons, not on that of samples.
+
+    Attributes:
+        non_finite: number of samples that were left out.
+
+    Args:
+        cells: the rows, shared by the moments of all sites and scores.
+    """
+
+    def __init__(self, cells: Cells) -> None:
         self.non_finite = 0
-        self._groups, self._same = groups, False  # whether the values are effects to first order themselves
-        self._sums = np.zeros((0, 0, 0))  # (half and cluster, moment, neuron)
-        self._sizes = np.zeros((0, 2))  # (half and cluster, moment of a sample's size)
+        self._cells, self._same = cells, False  # whether the values are effects to first order themselves
+        self._sums = np.zeros((0, 0, 0))  # (cell, moment, neuron)
+        self._sizes = np.zeros((0, 2))  # (cell, moment of a sample's size)
         self._count = np.zeros(0, np.int64)
 
     def add(
@@ -54,7 +87,7 @@ class CellMoments:
             rows: from `Cells.of`, for this batch.
             first_order: effect of removing each neuron to first order, where it is known; may be `values` themselves.
         """
-        if not self._groups.rows:
+        if not self._cells.rows:
             return
         self._same = first_order is values
         parts = [values, deviation, *([] if first_order is None or self._same else [first_order])]
@@ -70,22 +103,26 @@ class CellMoments:
             parts = [part.where(keep & part.isfinite().all(1)[:, None], 0) for part in parts]
             sums, sizes = self._batch_sums(parts, rows)
             sums[unknown.unique().numpy(), 4:] = np.nan
-        if len(self._count) < len(sums):
-            new = len(sums) - len(self._count)
-            self._sums = np.concatenate([self._sums.reshape(-1, *sums.shape[1:]), np.zeros((new, *sums.shape[1:]))])
-            self._sizes = np.concatenate([self._sizes, np.zeros((new, 2))])
-            self._count = np.concatenate([self._count, np.zeros(new, np.int64)])
+        self._grow(sums)
         self._sums += sums
         self._sizes += sizes
         self._count += torch.bincount(rows[rows >= 0], minlength=len(sums)).numpy()
 
+    def _grow(self, like: Float[np.ndarray, "cell moment neuron"]) -> None:
+        """Make room for cells that have appeared since the last batch."""
+        new = len(like) - len(self._count)
+        if new > 0:
+            self._sums = np.concatenate([self._sums.reshape(-1, *like.shape[1:]), np.zeros((new, *like.shape[1:]))])
+            self._sizes = np.concatenate([self._sizes, np.zeros((new, 2))])
+            self._count = np.concatenate([self._count, np.zeros(new, np.int64)])
+
     def _batch_sums(
         self, parts: list[Tensor], rows: Tensor
-    ) -> tuple[Float[np.ndarray, "group moment neuron"], Float[np.ndarray, "group 2"]]:
+    ) -> tuple[Float[np.ndarray, "cell moment neuron"], Float[np.ndarray, "cell 2"]]:
         # summed where they are, and by torch: NumPy's BLAS has threads of its own, and they would fight with torch's.
         # Apple's GPUs have no float64: there a batch is summed in float32, and the batches on the host
         dtype = torch.float32 if parts[0].device.type == "mps" else torch.float64
-        weights = (torch.arange(len(self._groups.rows))[:, None] == rows).to(parts[0].device, dtype)
+        weights = (torch.arange(len(self._cells.rows))[:, None] == rows).to(parts[0].device, dtype)
         values, *others = (part.to(dtype) for part in parts)
         size = values.abs()
         moments = torch.stack([values, size, values.square(), *others])
@@ -96,15 +133,16 @@ class CellMoments:
             to_numpy(sizes).astype(np.float64, copy=False),
         )
 
-    def means(self, ids: Int[np.ndarray, " cluster"], n_neurons: int, gather: Gather) -> "CellMeans":
-        """What has been added, by all processes.
+    def means(self, ids: Int[np.ndarray, " cluster"], n_neurons: int, processes: Processes) -> CellMeans:
+        """Return the moments of all that was added, by all processes.
 
         Args:
             ids: clusters of the rows.
-            n_neurons: of the site (a process without samples does not know).
-            gather: sums over processes.
+            n_neurons: at the site (a process without samples does not know).
+            processes: those that have added.
         """
-        shares = gather((self._groups.rows, self._count, self._sums, self._sizes, self.non_finite, self._same))
+        mine = (self._cells.rows, self._count, self._sums, self._sizes, self.non_finite, self._same)
+        shares = processes.gather(mine)
         count, n_moments = np.zeros((2, len(ids)), np.int64), max(share[2].shape[1] for share in shares)
         sums, sizes = np.zeros((max(n_moments, 4), 2, len(ids), n_neurons)), np.zeros((2, len(ids)))
         place = {int(cluster): row for row, cluster in enumerate(ids)}
@@ -122,27 +160,3 @@ class CellMoments:
         first_order = mean if any(share[5] for share in shares) else more[0] if more else None
         effective = np.divide(sizes[0] ** 2, sizes[1], out=np.full(len(ids), np.nan), where=sizes[1] > 0)
         return CellMeans(count, mean, size, square, deviation, first_order, effective, left_out)
-
-
-@dataclass(frozen=True)
-class CellMeans:
-    """Moments over each half of each cluster.
-
-    Attributes:
-        count: samples in them.
-        mean, abs_mean, square_mean: of the attribution, its absolute value and its square.
-        deviation: mean |activation - baseline|.
-        first_order: mean effect to first order; None where it was not added.
-        effective_samples: (sum of s)^2 / sum of s^2 over a cluster's samples, s a sample's sum of |attribution|: by how
-            many samples the scores would be carried if each had the same weight (Kish's effective sample size).
-        left_out: samples that were not finite.
-    """
-
-    count: Int[np.ndarray, "half cluster"]
-    mean: Float[np.ndarray, "half cluster neuron"]
-    abs_mean: Float[np.ndarray, "half cluster neuron"]
-    square_mean: Float[np.ndarray, "half cluster neuron"]
-    deviation: Float[np.ndarray, "half cluster neuron"]
-    first_order: Float[np.ndarray, "half cluster neuron"] | None
-    effective_samples: Float[np.ndarray, " cluster"]
-    left_out: int

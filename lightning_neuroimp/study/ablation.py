@@ -1,9 +1,9 @@
-"""Ablation without a Trainer: `ablation_faithfulness()` and `deletion_curve()`."""
+"""ablation_faithfulness(): does removing the important neurons hurt more than removing random ones?"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
@@ -15,23 +15,24 @@ from torch import nn
 from lightning_neuroimp.ablation.greedy import greedy_orders
 from lightning_neuroimp.ablation.judge import LDS_FRACTION, Judge, RandomControl
 from lightning_neuroimp.ablation.orders import choose_samples, plan_orders
-from lightning_neuroimp.ablation.outcomes import Outcomes, ablate_orders
-from lightning_neuroimp.ablation.settings import AblationFaithfulness
+from lightning_neuroimp.ablation.outcomes import CellBatch, Outcomes, ablate_orders
+from lightning_neuroimp.ablation.settings import MIN_RANDOM, AblationFaithfulness
 from lightning_neuroimp.ablation.specificity import judge_specificity, specificity_orders
+from lightning_neuroimp.batches.numbers import rows_of
 from lightning_neuroimp.batches.probe import ProbeSet
-from lightning_neuroimp.batches.processes import Gather, alone
+from lightning_neuroimp.batches.processes import Gather, Processes, alone
 from lightning_neuroimp.batches.progress import Progress, resolve_progress
-from lightning_neuroimp.capture.donors import Donors
-from lightning_neuroimp.capture.forward import ForwardFn, predict
+from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
+from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
 from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness, Specificity
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
-from lightning_neuroimp.site import Removal
 from lightning_neuroimp.statistics import false_discovery, points, rounds
-from lightning_neuroimp.study.probing import probe_of
+from lightning_neuroimp.study.probing import draw_again
+from lightning_neuroimp.study.same_model import random_states, require_same_model, same_states
 
 
 def ablation_faithfulness(
@@ -45,16 +46,16 @@ def ablation_faithfulness(
     gather: Gather = alone,
     progress: bool | Progress = False,
 ) -> Results:
-    """Does removing the important neurons hurt more than removing random ones?
+    """Check importances by ablation: does removing the top neurons hurt more than removing random ones?
 
-    Neurons are ranked on one half of each cluster and removed on the other, both ways, in the way of the removal that
-    the results were computed for. The random control shares one order per draw between all clusters and halves.
+    Neurons are ranked on one half of each cluster and removed on the other, both ways, by the very removal that the
+    results were computed for. The random control shares one order per draw between all clusters and halves.
 
     Args:
         model: the one that the results are of. Left as it was found.
         batches: the same loader or `ProbeSet` as in `neuron_importance`; a loader must give the same order again.
         results: its outcome.
-        settings: how much is measured.
+        settings: what is measured.
         forward_fn: as in `neuron_importance`.
         batch_size: as in `neuron_importance`.
         gather: as in `neuron_importance`.
@@ -64,130 +65,178 @@ def ablation_faithfulness(
         The results, with `faithfulness` at each site for each attribution.
 
     Raises:
-        ValueError: if the batches do not give the samples that the results are of (their content is compared).
+        InvalidArgument: if the batches do not give the samples that the results are of (their content is compared),
+            or the model and `forward_fn` do not give the predictions that the results hold.
+
+    >>> import torch
+    >>> from lightning_neuroimp import neuron_importance
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> probe = ProbeSet.from_batches([(torch.randn(40, 2), torch.arange(40) % 2)])
+    >>> results = ablation_faithfulness(model, probe, neuron_importance(model, probe, layers="1"))
+    >>> results["1"].faithfulness.gap.shape  # two clusters, and all of them
+    (3,)
     """
     settings = AblationFaithfulness() if settings is None else settings
-    start = time.perf_counter()
-    row_of = {key: row for row, key in enumerate(results.clusters.ids.tolist())}
-    group_of = {
-        int(results.sample_index[sample]): 2 * row_of[int(results.sample_cluster[sample])]
-        + int(results.sample_half[sample])
-        for sample in choose_samples(results, settings.max_samples)
-    }
+    processes = Processes(gather)
+    with undisturbed(model):
+        probe = draw_again(batches, results, processes)
+        subject = Subject(model, probe, forward_fn, batch_size, processes, resolve_progress(progress))
+        checked = measure_faithfulness(subject, results, settings)
+    return checked.replace(findings=diagnose(checked))
+
+
+def measure_faithfulness(subject: Subject, results: Results, settings: AblationFaithfulness) -> Results:
+    """Check results by ablation, inside `undisturbed`; findings are not made here.
+
+    Args:
+        subject: the model and all samples that the results are of.
+        results: of the importance pass.
+        settings: what is measured.
+
+    Raises:
+        InvalidArgument: if the model does not give the predictions that the results hold.
+    """
+    check = _Check(subject, results, settings)
     by_site = {site: [one for one in results.importances if one.site == site] for site in results.sites}
-    checked: dict[tuple[str, str], Faithfulness] = {}
+    judged: dict[tuple[str, str], Faithfulness] = {}
     notes: list[str] = []
     comparisons: list[Comparison] = []
-    with undisturbed(model):
-        probe = probe_of(results, batches, gather)
-        part = probe.select(np.array(list(group_of), np.int64))
-        passes = part.count_batches(batch_size) * sum(
-            settings.forward_passes(len(ones), ones[0].removal.n_neurons) for ones in by_site.values()
-        )
-        with resolve_progress(progress)("ablation", passes) as tick:
-
-            def grouped() -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-                for batch, index in part.batches(batch_size):
-                    yield batch, index, np.array([group_of[sample] for sample in index.tolist()], np.int64)
-
-            for site, ones in by_site.items():
-                removal = ones[0].removal
-                replayer = suffix_recorder(model, probe, removal, forward_fn, results.seed)
-                ablate = partial(ablate_orders, replayer, gather=gather, tick=tick)
-                judge = _check(ones, settings, ablate, grouped, replayer, results, gather)
-                # NumPy's BLAS has threads of its own, which would go on waiting for work beside torch's
-                with threadpool_limits(1, "blas"):
-                    judged = [judge.faithfulness(position) for position in range(len(ones))]
-                    comparisons += judge.comparisons()
-                for one, found in zip(ones, judged, strict=True):
-                    if settings.specificity:
-                        found = replace(found, specificity=_specificity(one, ablate, grouped, results, row_of))
-                    checked[site, one.attribution] = found
-                if replayer.reason is not None:
-                    notes.append(f"{site}: each ablation ran the whole network, because {replayer.reason}")
-                if len(judge.control.orders) < settings.n_random:
-                    notes.append(
-                        f"{site}: no ranking was ahead of the random orders any more after {len(judge.control.orders)} of the "
-                        f"{settings.n_random}: the control stopped there"
-                    )
-    importances = [replace(one, faithfulness=checked[one.site, one.attribution]) for one in results.importances]
-    checked_results = results.replace(
+    with check.progress(list(by_site.values())):
+        for site, importances in by_site.items():
+            outcome = check.site(importances)
+            judged |= {(site, name): found for name, found in outcome.judged.items()}
+            comparisons += outcome.comparisons
+            notes += outcome.notes
+    importances = [replace(one, faithfulness=judged[one.site, one.attribution]) for one in results.importances]
+    return results.replace(
         importances=tuple(_with_discoveries(importances)),
-        seconds={**results.seconds, "faithfulness": time.perf_counter() - start},
+        seconds={**results.seconds, **subject.seconds},
         notes=(*results.notes, *notes),
         comparisons=tuple(comparisons),
     )
-    return checked_results.replace(findings=diagnose(checked_results))
 
 
-def suffix_recorder(
-    model: nn.Module, probe: ProbeSet, removal: Removal, forward_fn: ForwardFn | None, seed: int
-) -> SuffixRecorder:
-    donors = Donors(probe, seed) if removal.baseline == "resample" else None
-    return SuffixRecorder(
-        model, lambda batch: predict(model, batch, forward_fn, removal.target_class), removal, donors=donors
-    )
+@dataclass(frozen=True)
+class _SiteOutcome:
+    """Hold what the check of one site found, per attribution."""
+
+    judged: dict[str, Faithfulness]
+    comparisons: list[Comparison]
+    notes: list[str]
 
 
-def _check(
-    ones: Sequence[Importance],
-    settings: AblationFaithfulness,
-    ablate: Callable[..., Outcomes],
-    grouped: Callable[[], Iterator[tuple[Any, np.ndarray, np.ndarray]]],
-    replayer: SuffixRecorder,
-    results: Results,
-    gather: Gather,
-) -> Judge:
-    """The curves at one site: rankings and the first random orders, then rounds of more until all is decided."""
-    removal, n_groups = ones[0].removal, 2 * len(results.clusters.ids)
-    removed = points(settings.fractions, removal.n_neurons)
-    seed = [results.seed, crc32(removal.site.encode())]
-    control = RandomControl.draw(removed, removal.n_neurons, settings.n_random, seed)
-    greedy = greedy_orders(replayer, grouped(), removed, n_groups, gather=gather) if settings.greedy else None
-    planned = plan_orders(ones, settings, greedy)
-    made, outcomes, judge = 0, None, None
-    for total in rounds(settings.n_random):
-        orders = [*(planned.orders if outcomes is None else []), *control.orders[made:total, None]]
-        more = ablate(grouped(), orders, removed)
-        outcomes, made = more if outcomes is None else outcomes.joined(more), total
-        judge = Judge(ones, outcomes, planned, control.first(made), _groups(results, outcomes))
-        if made < settings.n_random and judge.decided():
-            break
-    assert judge is not None
-    return judge
+class _Check:
+    """Check the importances of one site after the other on the same samples.
+
+    Args:
+        subject: the model and all samples that the results are of.
+        results: of the importance pass.
+        settings: what is measured.
+    """
+
+    def __init__(self, subject: Subject, results: Results, settings: AblationFaithfulness) -> None:
+        self.subject, self.results, self.settings = subject, results, settings
+        chosen = choose_samples(results, settings.max_samples)
+        self._index = results.sample_index[chosen]
+        cluster = rows_of(results.clusters.ids, results.sample_cluster[chosen])
+        self._cell = 2 * cluster + results.sample_half[chosen]
+        self._part = subject.on(self._index)
+        self._tick: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def progress(self, sites: Sequence[Sequence[Importance]]) -> Iterator[None]:
+        """Show one progress bar for the passes at all sites, and add their duration to the subject's seconds."""
+        passes = self._part.count_batches() * sum(
+            self.settings.forward_passes(len(importances), importances[0].removal.n_neurons) for importances in sites
+        )
+        start = time.perf_counter()
+        with self.subject.progress("ablation", passes) as self._tick:
+            yield
+        self.subject.seconds["faithfulness"] = time.perf_counter() - start
+
+    def site(self, importances: Sequence[Importance]) -> _SiteOutcome:
+        """Check the rankings of one site."""
+        removal, results = importances[0].removal, self.results
+        donors = self.subject.donors(removal.baseline, results.seed)
+        recorder = self.subject.recorder(removal, donors)
+        judge = self._judge(importances, recorder)
+        # NumPy's BLAS has threads of its own, which would go on waiting for work beside torch's
+        with threadpool_limits(1, "blas"):
+            judged = {one.attribution: judge.faithfulness(place) for place, one in enumerate(importances)}
+            comparisons = judge.comparisons()
+        if self.settings.specificity:
+            for one in importances:
+                found = self._specificity(one, recorder)
+                judged[one.attribution] = replace(judged[one.attribution], specificity=found)
+        notes = []
+        if recorder.reason is not None:
+            notes.append(f"{removal.site}: each ablation ran the whole network, because {recorder.reason}")
+        made, asked = len(judge.control.orders), self.settings.n_random
+        if made < asked:
+            notes.append(
+                f"{removal.site}: no ranking was ahead of the random orders any more after {made} of the {asked}: the "
+                "control stopped there"
+            )
+        return _SiteOutcome(judged, comparisons, notes)
+
+    def _batches(self) -> Iterator[CellBatch]:
+        for batch, index in self._part.batches():
+            yield batch, index, self._cell[rows_of(self._index, index)]
+
+    def _ablate(self, recorder: SuffixRecorder, orders: Sequence[np.ndarray], removed: np.ndarray) -> Outcomes:
+        processes = self.subject.processes
+        return ablate_orders(recorder, self._batches(), orders, removed, processes=processes, tick=self._tick)
+
+    def _judge(self, importances: Sequence[Importance], recorder: SuffixRecorder) -> Judge:
+        """Ablate the rankings and the first random orders, then rounds of more until all is decided."""
+        removal, settings, results = importances[0].removal, self.settings, self.results
+        removed = points(settings.fractions, removal.n_neurons)
+        seed = (results.seed, crc32(removal.where.key.encode()))
+        control = RandomControl.draw(removed, removal.n_neurons, settings.n_random, seed)
+        greedy = None
+        if settings.greedy:
+            n_cells, processes = 2 * len(results.clusters.ids), self.subject.processes
+            greedy = greedy_orders(recorder, self._batches(), removed, n_cells, processes=processes)
+        planned = plan_orders(importances, settings, greedy)
+        outcomes, made = self._first_round(recorder, [*planned.orders, *control.orders[:MIN_RANDOM, None]], removed)
+        while True:
+            judge = Judge(importances, outcomes, planned, control.first(made), self._groups(outcomes))
+            if made == settings.n_random or judge.decided():
+                return judge
+            total = next(total for total in rounds(settings.n_random) if total > made)
+            outcomes = outcomes.joined(self._ablate(recorder, list(control.orders[made:total, None]), removed))
+            made = total
+
+    def _first_round(
+        self, recorder: SuffixRecorder, orders: Sequence[np.ndarray], removed: np.ndarray
+    ) -> tuple[Outcomes, int]:
+        before = random_states()
+        outcomes = self._ablate(recorder, orders, removed)
+        if same_states(before, random_states()):  # a model that draws random numbers says something else each time
+            require_same_model(self.subject.model, self.results, outcomes)
+        return outcomes, MIN_RANDOM
+
+    def _groups(self, outcomes: Outcomes) -> Int[np.ndarray, " sample"] | None:
+        """Return the group of each sample of the outcomes."""
+        group = self.results.sample_group
+        return None if group is None else group[rows_of(self.results.sample_index, outcomes.sample)]
+
+    def _specificity(self, importance: Importance, recorder: SuffixRecorder) -> Specificity:
+        results = self.results
+        removed = points([LDS_FRACTION], importance.removal.n_neurons)
+        outcomes = self._ablate(recorder, specificity_orders(importance), removed)
+        target = results.sample_label[rows_of(results.sample_index, outcomes.sample)]
+        counts = results.clusters.class_counts
+        classes = np.where((counts > 0).sum(1) == 1, counts.argmax(1), -1)
+        return judge_specificity(importance, outcomes, int(removed[0]), target, classes, results.seed)
 
 
-def _groups(results: Results, outcomes: Outcomes) -> Int[np.ndarray, " sample"] | None:
-    """The group of each sample of the outcomes."""
-    if results.sample_group is None:
-        return None
-    place = {sample: row for row, sample in enumerate(results.sample_index.tolist())}
-    return results.sample_group[[place[sample] for sample in outcomes.sample.tolist()]]
-
-
-def _specificity(
-    one: Importance,
-    ablate: Callable[..., Outcomes],
-    grouped: Callable[[], Iterator[tuple[Any, np.ndarray, np.ndarray]]],
-    results: Results,
-    row_of: dict[int, int],
-) -> Specificity:
-    n_neurons = one.removal.n_neurons
-    removed = points([LDS_FRACTION], n_neurons)
-    outcomes = ablate(grouped(), specificity_orders(one), removed)
-    target_of = dict(zip(results.sample_index.tolist(), results.sample_label.tolist(), strict=True))
-    target = np.array([target_of[sample] for sample in outcomes.sample.tolist()], np.int64)
-    counts = results.clusters.class_counts
-    classes = np.where((counts > 0).sum(1) == 1, counts.argmax(1), -1)
-    return judge_specificity(one, outcomes, int(removed[0]), target, classes, results.seed)
-
-
-def _with_discoveries(importances: list[Importance]) -> list[Importance]:
-    """False discovery rates over all clusters, sites and attributions together."""
-    checked = [one.faithfulness for one in importances if one.faithfulness is not None]
-    q_values = false_discovery(np.concatenate([one.p_value[:-1] for one in checked]))
-    parts = np.split(q_values, np.cumsum([len(one.p_value) - 1 for one in checked])[:-1])
+def _with_discoveries(importances: Sequence[Importance]) -> list[Importance]:
+    """Add false discovery rates over all clusters, sites and attributions together."""
+    judged = [one.faithfulness for one in importances if one.faithfulness is not None]
+    q_values = false_discovery(np.concatenate([one.p_value[:-1] for one in judged]))
+    parts = np.split(q_values, np.cumsum([len(one.p_value) - 1 for one in judged])[:-1])
     return [
-        replace(one, faithfulness=replace(judged, q_value=np.append(part, np.nan)))
-        for one, judged, part in zip(importances, checked, parts, strict=True)
+        replace(one, faithfulness=replace(found, q_value=np.append(part, np.nan)))
+        for one, found, part in zip(importances, judged, parts, strict=True)
     ]

@@ -1,25 +1,30 @@
-"""The deletion curve of a ranking of one's own."""
+"""deletion_curve(): what is left when a layer's neurons are removed in an order of the user's own."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import nn
 
+from lightning_neuroimp import _validate
 from lightning_neuroimp.ablation.outcomes import ablate_orders
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
 from lightning_neuroimp.batches.probe import ProbeSet
-from lightning_neuroimp.batches.structure import batch_size as samples_in
-from lightning_neuroimp.batches.structure import unpacked
+from lightning_neuroimp.batches.structure import to_device
+from lightning_neuroimp.capture.cache import ActivationCache
 from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
+from lightning_neuroimp.capture.removal import Baseline
+from lightning_neuroimp.capture.sites import find_sites
+from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.faithfulness import DeletionCurve
-from lightning_neuroimp.site import Site
+from lightning_neuroimp.site import Removal, Site
 from lightning_neuroimp.statistics import points
-from lightning_neuroimp.study.ablation import suffix_recorder
-from lightning_neuroimp.study.importance import neuron_importance
 from lightning_neuroimp.study.probing import draw_probe
+from lightning_neuroimp.study.survey import survey
 
 
 def deletion_curve(
@@ -35,9 +40,9 @@ def deletion_curve(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> DeletionCurve:
-    """Accuracy and margin left when a layer's neurons are removed in an order of one's own.
+    """Measure the accuracy and margin left when a layer's neurons are removed in a given order.
 
-    To judge a ranking, compare with random orders, and take other samples than it was made from, as
+    To judge a ranking, compare with random orders, and take other samples than those it was made from, as
     `ablation_faithfulness` does.
 
     Args:
@@ -48,43 +53,62 @@ def deletion_curve(
         fractions: shares of the neurons to remove, each rounded up, without repeats.
         baseline: what a removed neuron is set to: "zero", "mean" over the probe set, "resample", or a number.
         forward_fn: as in `neuron_importance`.
-        max_samples: bound of the probe set.
+        max_samples: upper bound on the number of samples in the probe set.
         batch_size: as in `neuron_importance`.
         seed: of the probe set.
 
     Raises:
-        ValueError: if the ranking does not hold each neuron once, or for what `neuron_importance` refuses.
+        InvalidArgument: if the ranking does not hold each neuron once, or for what `neuron_importance` refuses.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> loader = [(torch.randn(8, 2), torch.arange(8) % 2)]
+    >>> deletion_curve(model, loader, [2, 0, 1], layer="1").removed
+    array([1, 2])
     """
-    probe = draw_probe(batches, max_samples, 2**62, seed)
-    found = neuron_importance(
-        model,
-        probe,
-        layers=layer,
-        clusters=lambda batch: np.zeros(samples_in(unpacked(batch)), np.int64),
-        attribution="activation",
-        baseline=baseline,
-        forward_fn=forward_fn,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    removal = found.importances[0].removal
+    settings = AblationFaithfulness(fractions=fractions)
+    removed_to = Baseline.of(baseline)
+    seed = _validate.integer("seed", seed, least=0, most=2**32 - 1)
+    sites = find_sites(model, layer)
+    if len(sites) > 1:
+        raise InvalidArgument(f"layer must be one layer, got {', '.join(map(str, sites))}")
     order = np.asarray(ranking, np.int64).reshape(-1)
-    if not np.array_equal(np.sort(order), np.arange(removal.n_neurons)):
-        different = len(set(order.tolist()))
-        numbers = f", {different} different ones from {order.min()} to {order.max()}" if different else ""
-        raise ValueError(
-            f"ranking must hold the number of each of the {removal.n_neurons} neurons of layer {removal.site!r} once, "
-            f"got {len(order)} numbers{numbers}"
-        )
-    removed = points(fractions, removal.n_neurons)
     with undisturbed(model):
-        replayer = suffix_recorder(model, probe, removal, forward_fn, seed)
-        data = ((batch, index, np.zeros(len(index), np.int64)) for batch, index in probe.batches(batch_size))
-        outcomes = ablate_orders(replayer, data, [order[None]], removed)
+        probe = draw_probe(batches, max_samples=max_samples, max_bytes=2**62, seed=seed)
+        subject = Subject(model, probe, forward_fn, batch_size)
+        removal = _removal(subject, sites[0], removed_to)
+        _require_each_once(order, removal)
+        removed = points(settings.fractions, removal.n_neurons)
+        recorder = subject.recorder(removal, subject.donors(removal.baseline, seed))
+        data = ((batch, index, np.zeros(len(index), np.int64)) for batch, index in subject.batches())
+        outcomes = ablate_orders(recorder, data, [order[None]], removed)
     return DeletionCurve(
         removed,
         outcomes.correct[0].mean(1),
         outcomes.margin[0].mean(1),
         float(outcomes.intact_correct.mean()),
         float(outcomes.intact_margin.mean()),
+    )
+
+
+def _removal(subject: Subject, site: Site, baseline: Baseline) -> Removal:
+    """Return the removal at a site: its axis and size are those of the first batch, its means those of all."""
+    cache = ActivationCache([site], gradients=False)
+    batch, index = next(iter(subject.batches()))
+    with torch.no_grad(), cache.attach(subject.model):
+        with cache.record(subject.model, len(index)):
+            subject.predict(to_device(batch, subject.device))
+        name = str(site)
+        axis, n_channels = cache.axes[name], cache.outputs[name].shape[cache.axes[name]]
+    means = survey(subject, {name: site}, "label").means if baseline.kind == "mean" else {}
+    return Removal(site, axis, baseline.kind, baseline.channels(name, n_channels, means), "margin")
+
+
+def _require_each_once(order: Int[np.ndarray, " given"], removal: Removal) -> None:
+    if np.array_equal(np.sort(order), np.arange(removal.n_neurons)):
+        return
+    different = len(set(order.tolist()))
+    numbers = f", {different} different ones from {order.min()} to {order.max()}" if different else ""
+    raise InvalidArgument(
+        f"ranking must hold the number of each of the {removal.n_neurons} neurons of layer {removal.site!r} once, "
+        f"got {len(order)} numbers{numbers}"
     )

@@ -1,37 +1,41 @@
-"""Importance without a Trainer: `neuron_importance()`, the whole flow up to ablation."""
+"""neuron_importance(): the importance of every neuron for every cluster, in six steps."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from torch import nn
 
 from lightning_neuroimp.batches.probe import ProbeSet, Stratify
-from lightning_neuroimp.batches.processes import Gather, alone
+from lightning_neuroimp.batches.processes import Gather, Processes, alone
 from lightning_neuroimp.batches.progress import Progress, resolve_progress
-from lightning_neuroimp.capture.donors import Donors
 from lightning_neuroimp.capture.embedding import EmbeddingReader
 from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
-from lightning_neuroimp.capture.removal import check_baseline, describe_baseline
 from lightning_neuroimp.capture.sites import find_sites
-from lightning_neuroimp.capture.targets import TargetFn, check_target, check_target_class
-from lightning_neuroimp.clusters.choice import Clusters, assign_by_callable, check_clusters, describe_source
-from lightning_neuroimp.clusters.classes import ClassClusters, check_class_names, check_number, class_numbers
-from lightning_neuroimp.clusters.halves import assign_groups, deal_by_keys
+from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.capture.targets import TargetFn
+from lightning_neuroimp.clusters.assignment import Assignment, counted
+from lightning_neuroimp.clusters.choice import BatchFn, Clusters, assign_by_callable, describe_source, kind_of
+from lightning_neuroimp.clusters.classes import ClassClusters, validate_count
+from lightning_neuroimp.clusters.halves import SampleGroups, assign_groups, deal_by_keys
 from lightning_neuroimp.clusters.identities import keep_identities
-from lightning_neuroimp.clusters.kmeans import KMeansClusters
-from lightning_neuroimp.clusters.table import describe
+from lightning_neuroimp.clusters.table import ClusterNaming, cluster_table
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.agreement import drift, reliability
-from lightning_neuroimp.importance.attributions.base import Attribution, AttributionFn, resolve_attributions
-from lightning_neuroimp.importance.passes import Passes
+from lightning_neuroimp.importance.attributions.base import Attribution, AttributionFn
+from lightning_neuroimp.importance.scoring import ImportancePass, ScoreRequest, Scores
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.results.previous import PreviousMeasurement
 from lightning_neuroimp.site import Removal, Site
+from lightning_neuroimp.study.notes import importance_notes
 from lightning_neuroimp.study.probing import draw_probe, same_samples
+from lightning_neuroimp.study.settings import ImportanceSettings
+from lightning_neuroimp.study.survey import Survey, survey
 
 
 def neuron_importance(
@@ -48,7 +52,7 @@ def neuron_importance(
     baseline: str | float = "zero",
     classes: Collection[int | str] | None = None,
     class_names: Sequence[str] = (),
-    groups: Callable[..., Any] | None = None,
+    groups: BatchFn | None = None,
     stratify: Stratify = False,
     forward_fn: ForwardFn | None = None,
     max_samples: int = 1024,
@@ -61,12 +65,12 @@ def neuron_importance(
     epoch: int = -1,
     step: int = -1,
 ) -> Results:
-    """Importance of every neuron of some layers for every cluster of samples.
+    """Compute the importance of every neuron of some layers for every cluster of samples.
 
-    Takes one forward and one backward pass per batch of the probe set for all layers and attributions together, and
-    one forward pass before where KMeans needs embeddings or the baseline is the mean, and one more beside it where the
-    baseline is resampled. One more before, too, where samples have several shapes or are spread over processes: the
-    halves of the clusters shall not depend on that.
+    Takes one forward and one backward pass per batch of the probe set for all layers and attributions together. One
+    forward pass is made before it where KMeans needs embeddings, where the baseline is the mean, or where samples have
+    several shapes or are spread over processes (the halves of the clusters must not depend on that); one more forward
+    pass is made with it where the baseline is resampled.
 
     Args:
         model: a classifier; called with the inputs of a batch, unless `forward_fn` is given. Left as it was found.
@@ -78,25 +82,25 @@ def neuron_importance(
             "leave_one_out", "random", a callable `SiteBatch -> (sample, neuron) scores`, or several of these.
         target: the scalar explained per sample: "margin", "logit", "log_probability", "probability", or a callable
             `(logits, classes) -> (sample,)`.
-        target_class: whose: of each sample's "label", of the class that is "predicted" for it, or of one class for all,
-            by its number. Accuracies are agreement with that class.
+        target_class: class whose target is explained: each sample's "label", the class "predicted" for it, or one
+            class for all, by its number. Accuracies are agreement with that class.
         baseline: what a removed neuron is set to: "zero", "mean" over the probe set, "resample" (what another sample
             has), or a number.
-        classes: only samples with these labels (numbers, or names in `class_names`) are drawn and clustered.
-        class_names: of all classes, for tables.
+        classes: labels (numbers, or names in `class_names`) of the samples that are drawn and clustered; None: all.
+        class_names: names of all classes, for tables.
         groups: `batch -> one integer or string per sample`; samples with equal values, such as patients or copies of
             one image, are never divided between the halves of a cluster.
         stratify: True: the probe set holds as many samples of each label as there is room for; or a callable,
             `batch -> one integer or string per sample`.
-        forward_fn: `forward_fn(model, batch) -> (logits, targets)` for batches and models that cannot be told apart;
-            or `-> (logits, targets, tokens)`, with tokens true where a token is no padding.
-        max_samples: bound of the probe set, over all processes.
-        max_bytes: bound of the probe set on the host, per process.
-        batch_size: of our passes; by default that of the loader.
+        forward_fn: `forward_fn(model, batch) -> (logits, targets)`, when inputs, targets and logits cannot be
+            inferred; or `-> (logits, targets, tokens)`, where `tokens` is True for non-padding tokens.
+        max_samples: upper bound on the number of samples in the probe set, over all processes.
+        max_bytes: upper bound on the memory of the probe set on the host, per process.
+        batch_size: number of samples in our passes; by default that of the loader.
         seed: of the probe set, KMeans and random rankings.
-        previous: the last epoch's results, whose cluster ids are carried on if they are of the same samples.
-        gather: for several processes: passes an object, gets everybody's in rank order.
-        progress: True for bars.
+        previous: the last epoch's results, whose cluster ids are kept if they are of the same samples.
+        gather: for several processes: passes an object, gets the list of all processes' objects in rank order.
+        progress: True for progress bars.
         epoch: recorded in the results.
         step: recorded in the results.
 
@@ -104,176 +108,256 @@ def neuron_importance(
         The results, without faithfulness.
 
     Raises:
-        ValueError: for arguments, batches, layers or outputs that cannot be worked with; the message names a remedy.
-        FloatingPointError: if no sample has finite outputs.
+        InvalidArgument: for arguments, batches, layers or outputs that cannot be worked with; the message names a
+            remedy.
+        NonFiniteOutputs: if no sample has finite outputs.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> loader = [(torch.randn(8, 2), torch.arange(8) % 2)] * 2
+    >>> neuron_importance(model, loader, layers="1").importances[0].mean.shape
+    (2, 3)
     """
-    attributions = resolve_attributions(attribution)
-    target_name, target_fn = check_target(target)
-    baseline, target_class = check_baseline(baseline), check_target_class(target_class)
-    check_clusters(clusters)
-    class_names = check_class_names(class_names)
-    chosen = class_numbers(classes, class_names)
-    if groups is not None and not callable(groups):
-        raise ValueError(f"groups must be a callable (batch) -> one integer or string per sample, got {groups!r}")
-    by_class = ClassClusters(clusters, class_names) if isinstance(clusters, str | Mapping) else None
-    kmeans = clusters if isinstance(clusters, KMeansClusters) else None
-    sites = {str(site): site for site in find_sites(model, layers)}
+    settings = ImportanceSettings(
+        layers, clusters, attribution, target, target_class, baseline, classes, class_names, groups, seed
+    )
+    find_sites(model, settings.layers)  # a wrong name is said before anything is drawn
     with undisturbed(model):
         # drawn inside: to iterate over a DataLoader moves torch's random state
-        # labels that only forward_fn knows cannot be told before
-        drawn = chosen if forward_fn is None else None
-        probe = draw_probe(batches, max_samples, max_bytes, seed, stratify, drawn)
-        before = PreviousMeasurement.of(previous) if isinstance(previous, Results) else previous
-        earlier = None if before is None or not same_samples(probe, before, gather) else before
-        donors = Donors(probe, seed) if baseline == "resample" else None
-        passes = Passes(
-            model,
-            probe,
-            list(sites.values()),
-            forward_fn,
-            batch_size,
-            gather,
-            resolve_progress(progress),
-            target_class,
-            donors,
+        probe = draw_probe(
+            batches,
+            max_samples=max_samples,
+            max_bytes=max_bytes,
+            seed=settings.seed,
+            stratify=stratify,
+            # labels that only forward_fn knows cannot be told before
+            classes=settings.classes if forward_fn is None else None,
         )
-        tap = EmbeddingReader(model, None if kmeans is None else kmeans.embedding)
-        names: dict[int, str] = {}
-        assigned = history = survey = None
-        means: dict[str, np.ndarray] = {}
-        # in one pass samples come by shape and by process: to be dealt to the halves in an order of their own, what is
-        # known of them must be known before
-        several_shapes = gather(len(probe.groups) > 1)
-        scattered = groups is None and (any(several_shapes) or len(several_shapes) > 1)
-        if kmeans is not None or baseline == "mean" or scattered:
-            survey, means = passes.survey(tap, required=kmeans is not None, averaged=baseline == "mean")
-        if kmeans is not None:
-            assert survey is not None
-            number = kmeans.assign(survey.embedding, survey.index, earlier, seed)
-            # everybody takes the first process's clusters: the same code may round differently elsewhere
-            named, history = gather(keep_identities(number, survey.index, earlier)[::2])[0]
-            place = dict(zip(survey.index.tolist(), named.tolist(), strict=True))
-            assigned = np.array([place[sample] for sample in probe.index.tolist()], np.int64)
-        elif callable(clusters):
-            assigned, names = assign_by_callable(clusters, probe, batch_size, gather)
-        grouping = by_class if assigned is None else assigned
-        assert grouping is not None
-        halves = group_of = None
-        if groups is not None:
-            halves, group_of = assign_groups(groups, probe, batch_size, gather, assigned)
-        elif survey is not None:
-            halves = deal_by_keys(survey, grouping, probe, chosen, seed, gather)
+        subject = Subject(model, probe, forward_fn, batch_size, Processes(gather), resolve_progress(progress))
+        results = measure_importance(subject, settings, previous, epoch, step)
+    return results.replace(findings=diagnose(results))
 
-        def removal_of(site: str, axis: int, n_channels: int) -> Removal:
-            constant = baseline if isinstance(baseline, float) else np.nan if baseline == "resample" else 0.0
-            value = means[site] if baseline == "mean" else np.full(n_channels, constant)
-            where = replace(sites[site], optional=False)
-            return Removal(where, axis, describe_baseline(baseline), value, target_name, target_class)
 
-        scores = passes.score(
-            tap,
-            grouping,
-            attributions,
-            target_fn,
-            removal_of,
-            seed,
-            fixed_halves=halves,
-            classes=chosen,
-        )
-    samples, moments = scores.samples, scores.moments
-    samples.check()
+def measure_importance(
+    subject: Subject,
+    settings: ImportanceSettings,
+    previous: Results | PreviousMeasurement | None = None,
+    epoch: int = -1,
+    step: int = -1,
+) -> Results:
+    """Measure importance in six steps, inside `undisturbed`; findings are not made here.
+
+    Args:
+        subject: model and samples.
+        settings: what is measured.
+        previous: the measurement before.
+        epoch: recorded in the results.
+        step: recorded in the results.
+
+    Raises:
+        InvalidArgument: if the arguments do not fit the model or the samples.
+        NonFiniteOutputs: if no sample has finite outputs.
+    """
+    sites = {str(site): site for site in find_sites(subject.model, settings.layers)}
+    before = match_previous(subject, previous)
+    kmeans = settings.kmeans
+    embedding = EmbeddingReader(subject.model, None if kmeans is None else kmeans.embedding)
+    surveyed = survey_where_needed(subject, settings, sites, embedding)
+    clustered = assign_clusters(subject, settings, surveyed, before)
+    scores = score_neurons(subject, settings, sites, surveyed, clustered, embedding)
+    return collect_results(subject, settings, clustered, scores, before).replace(epoch=epoch, step=step)
+
+
+def match_previous(subject: Subject, previous: Results | PreviousMeasurement | None) -> PreviousMeasurement | None:
+    """Return what is needed of the measurement before; None where it was of other samples."""
+    before = PreviousMeasurement.of(previous) if isinstance(previous, Results) else previous
+    same = before is not None and same_samples(subject.probe, before, subject.processes)
+    return before if same else None
+
+
+def survey_where_needed(
+    subject: Subject, settings: ImportanceSettings, sites: dict[str, Site], embedding: EmbeddingReader
+) -> Survey | None:
+    """Make the survey where embeddings, means or an order of all samples are needed before the importance pass."""
+    averaged = settings.removed_to.kind == "mean"
+    # in one pass samples come by shape and by process: to be dealt to the halves in an order of their own, what is
+    # known of them must be known before
+    several_shapes = subject.processes.gather(len(subject.probe.stacks) > 1)
+    scattered = settings.groups is None and (any(several_shapes) or len(several_shapes) > 1)
+    if settings.kmeans is None and not averaged and not scattered:
+        return None
+    return survey(
+        subject,
+        sites if averaged else {},
+        settings.target_class,
+        embedding,
+        embedding_required=settings.kmeans is not None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Clustered:
+    """Hold how samples are assigned to clusters and halves.
+
+    Attributes:
+        assignment: gives samples their clusters and halves.
+        naming: what is known of the clusters; names of classes follow once their ids are known.
+        groups: which samples must not be divided between halves; None: there are no groups.
+    """
+
+    assignment: Assignment
+    naming: ClusterNaming
+    groups: SampleGroups | None
+
+
+def assign_clusters(
+    subject: Subject, settings: ImportanceSettings, surveyed: Survey | None, before: PreviousMeasurement | None
+) -> Clustered:
+    """Find clusters where they do not follow from the classes, and deal halves where that must be done beforehand."""
+    names: dict[int, str] = {}
+    local = history = groups = half = None
+    if settings.kmeans is not None:
+        assert surveyed is not None
+        table = surveyed.samples
+        assert table.embedding is not None
+        number = settings.kmeans.assign(table.embedding, table.index, before, settings.seed)
+        # everybody takes the first process's clusters: the same code may round differently elsewhere
+        named, history = subject.processes.from_first(keep_identities(number, table.index, before)[::2])
+        local = named[table.rows(subject.probe.index)]
+    elif settings.class_clusters() is None:
+        local, names = assign_by_callable(settings.clusters, subject)  # type: ignore[arg-type]
+    clusters = settings.class_clusters() if local is None else local
+    assert clusters is not None
+    if settings.groups is not None:
+        groups = assign_groups(settings.groups, subject, local)
+        half = groups.half
+    elif surveyed is not None:
+        half = deal_beforehand(subject, settings, surveyed, clusters)
+    naming = ClusterNaming(
+        kind_of(settings.clusters), describe_source(settings.clusters), names, history, settings.class_names
+    )
+    return Clustered(Assignment(clusters, half, settings.classes), naming, groups)
+
+
+def deal_beforehand(
+    subject: Subject,
+    settings: ImportanceSettings,
+    surveyed: Survey,
+    clusters: Int[np.ndarray, " local"] | ClassClusters,
+) -> Int[np.ndarray, " local"]:
+    """Deal the samples of all processes to halves by fixed keys; return the halves of this process's samples."""
+    table = surveyed.samples
+    if isinstance(clusters, ClassClusters):
+        cluster = clusters.of(table.label, table.predicted)
+    else:
+        shares = subject.processes.gather((subject.probe.index, clusters))
+        cluster = np.empty(len(table), np.int64)
+        for index, local in shares:
+            cluster[table.rows(index)] = local
+    cluster = np.where(counted(table, settings.classes), cluster, -1)
+    half = deal_by_keys(table.index, cluster, table.correct, settings.seed)
+    return half[table.rows(subject.probe.index)]
+
+
+def score_neurons(
+    subject: Subject,
+    settings: ImportanceSettings,
+    sites: dict[str, Site],
+    surveyed: Survey | None,
+    clustered: Clustered,
+    embedding: EmbeddingReader,
+) -> Scores:
+    """Make the importance pass."""
+    baseline, target = settings.removed_to, settings.explained
+    means = {} if surveyed is None else surveyed.means
+
+    def removal_of(site: str, axis: int, n_channels: int) -> Removal:
+        value = baseline.channels(site, n_channels, means)
+        where = replace(sites[site], optional=False)
+        return Removal(where, axis, baseline.kind, value, target.name, settings.target_class, target.kind)
+
+    donors = subject.donors(baseline.kind, settings.seed)
+    request = ScoreRequest(
+        sites, settings.attributions, target, settings.target_class, removal_of, settings.seed, donors
+    )
+    return ImportancePass(subject, request).run(clustered.assignment, embedding)
+
+
+def collect_results(
+    subject: Subject,
+    settings: ImportanceSettings,
+    clustered: Clustered,
+    scores: Scores,
+    before: PreviousMeasurement | None,
+) -> Results:
+    """Aggregate the scores over cells, and collect all that is known."""
+    samples = scores.samples
+    samples.require_finite()
+    assert samples.cluster is not None
+    assert samples.half is not None
     ids = np.unique(samples.cluster[samples.cluster >= 0])
-    if by_class is not None:
-        names = by_class.names(ids)
     if not len(ids):
-        raise ValueError(
-            f"no probe sample is in a cluster: clusters={describe_source(clusters)!r}"
-            + (f", classes={list(chosen)}" if chosen is not None else "")
+        raise InvalidArgument(
+            f"no probe sample is in a cluster: clusters={clustered.naming.source!r}"
+            + (f", classes={list(settings.classes)}" if settings.classes is not None else "")
             + f", and the labels are {np.unique(samples.label).tolist()}"
         )
-    if kmeans is None:
-        check_number(len(ids))  # each process has seen its own only
-    if history is None:
-        history = np.stack([samples.cluster, samples.index], 1)[samples.cluster >= 0]
-    importances = []
-    notes = [f"{name}: passed over, {reason}" for name, reason in passes.skipped.items()]
-    notes += [f"{name}: {remark}" for name, remark in passes.remarks.items()]
-    missing = sorted(set(chosen or ()) - set(np.unique(samples.label).tolist()))
-    if missing:
-        notes.append(f"no probe sample has a label among {missing}, which classes= asks for")
-    if groups is not None:
-        whole = [
-            names.get(key, f"cluster {key}")
-            for key in ids.tolist()
-            if len(set(samples.half[samples.cluster == key].tolist())) < 2
-        ]
-        if whole:
-            notes.append(
-                f"all samples of {', '.join(map(str, whole))} are in one half, as groups= does not allow to divide "
-                "them: there is nothing to judge their rankings on"
-            )
-    outside = int((samples.finite & (samples.cluster < 0)).sum())
-    if outside:
-        notes.append(f"{outside} of {len(samples.index)} samples are in no cluster")
-    for site, removal in scores.removals.items():
-        for one in attributions:
-            moment = moments[site, one.name].means(ids, removal.n_neurons, gather)
-            left_out = moment.left_out
-            found = Importance(
-                removal,
-                one.name,
-                ids,
-                moment.count,
-                moment.mean,
-                moment.abs_mean,
-                moment.square_mean,
-                moment.deviation,
-                moment.first_order,
-                moment.effective_samples,
-                non_finite=left_out,
-                reliability=reliability(moment.mean, moment.count),
-            )
-            importances.append(found if earlier is None else replace(found, drift=drift(found, earlier)))
-            if left_out:
-                notes.append(
-                    f"{site}: {left_out} of {len(samples.index)} samples left out of {one.name}, whose values were "
-                    "not finite"
-                )
-    left_out = int((~samples.finite).sum())
-    if left_out:
-        notes.append(f"{left_out} of {len(samples.index)} samples left out, whose outputs were not finite")
-    described = describe(
-        describe_source(clusters),
-        names,
-        ids,
-        samples.cluster,
-        samples.index,
-        samples.label,
-        samples.correct,
-        samples.embedding,
-        samples.n_classes,
-        earlier,
-        history,
-        class_names,
-    )
-    results = Results(
-        tuple(importances),
-        described,
-        samples.index,
-        samples.fingerprint,
-        samples.label,
-        samples.target,
-        samples.correct,
-        samples.cluster,
-        samples.half,
-        epoch,
-        step,
-        int(seed),
-        dict(passes.seconds),
-        tuple(notes),
+    by_class = settings.class_clusters()
+    naming = clustered.naming if by_class is None else replace(clustered.naming, names=by_class.names(ids))
+    if settings.kmeans is None:
+        validate_count(len(ids))  # each process has seen its own only
+    importances = aggregate(subject, settings, scores, ids, before)
+    sample_group = None
+    if clustered.groups is not None:
+        sample_group = clustered.groups.number[np.argsort(clustered.groups.index, kind="stable")]
+    return Results(
+        importances=importances,
+        clusters=cluster_table(samples, ids, naming, before),
+        sample_index=samples.index,
+        sample_fingerprint=samples.fingerprint,
+        sample_label=samples.label,
+        sample_target=samples.target,
+        sample_correct=samples.correct,
+        sample_predicted=samples.predicted,
+        sample_margin=samples.margin.astype(np.float64),
+        sample_cluster=samples.cluster,
+        sample_half=samples.half,
+        epoch=-1,
+        step=-1,
+        seed=settings.seed,
+        seconds=dict(subject.seconds),
+        notes=tuple(importance_notes(settings, scores, importances, naming, ids)),
         activities=scores.activities,
-        sample_group=None
-        if group_of is None
-        else np.array([group_of[key] for key in samples.index.tolist()], np.int64),
+        sample_group=sample_group,
     )
-    return results.replace(findings=diagnose(results))
+
+
+def aggregate(
+    subject: Subject,
+    settings: ImportanceSettings,
+    scores: Scores,
+    ids: Int[np.ndarray, " cluster"],
+    before: PreviousMeasurement | None,
+) -> tuple[Importance, ...]:
+    """Return the importance at each site for each attribution, with reliability and drift."""
+    found = []
+    for site, removal in scores.removals.items():
+        for attribution in settings.attributions:
+            moments = scores.moments[site, attribution.name].means(ids, removal.n_neurons, subject.processes)
+            importance = Importance(
+                removal=removal,
+                attribution=attribution.name,
+                attribution_kind=attribution.kind,
+                cluster_ids=ids,
+                count=moments.count,
+                half_mean=moments.mean,
+                half_abs_mean=moments.abs_mean,
+                half_square_mean=moments.square_mean,
+                half_deviation=moments.deviation,
+                half_first_order=moments.first_order,
+                effective_samples=moments.effective_samples,
+                non_finite=moments.left_out,
+                reliability=reliability(moments.mean, moments.count),
+            )
+            found.append(importance if before is None else replace(importance, drift=drift(importance, before)))
+    return tuple(found)

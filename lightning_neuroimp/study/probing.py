@@ -1,53 +1,55 @@
-"""The probe set of a study, drawn or drawn again."""
+"""The probe set of a study: drawn from a loader, or drawn again for results that were made before."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from lightning_neuroimp.batches.probe import ProbeSet, Stratify
-from lightning_neuroimp.batches.processes import Gather
+from lightning_neuroimp.batches.probe import ProbeSet
+from lightning_neuroimp.batches.processes import Processes
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.results.previous import PreviousMeasurement
 
 
-def draw_probe(
-    batches: Iterable[Any] | ProbeSet,
-    max_samples: int,
-    max_bytes: int,
-    seed: int,
-    stratify: Stratify = False,
-    classes: Collection[int] | None = None,
-) -> ProbeSet:
-    """A probe set as it is, or one drawn from a loader."""
-    if isinstance(batches, ProbeSet):
-        return batches
-    return ProbeSet.from_batches(
-        batches, max_samples=max_samples, max_bytes=max_bytes, seed=seed, stratify=stratify, classes=classes
-    )
+def draw_probe(batches: Iterable[Any] | ProbeSet, **options: Any) -> ProbeSet:
+    """Return a probe set as it is, or draw one from a loader.
 
-
-def probe_of(results: Results, batches: Iterable[Any] | ProbeSet, gather: Gather) -> ProbeSet:
-    """The probe set that results are of, drawn again.
+    Args:
+        batches: a loader or a probe set.
+        options: of `ProbeSet.from_batches`.
 
     Raises:
-        ValueError: if the batches do not give its samples.
+        InvalidArgument: if there is no batch, or its samples cannot be told apart.
     """
-    n_samples = len(results.sample_index)
+    return batches if isinstance(batches, ProbeSet) else ProbeSet.from_batches(batches, **options)
+
+
+def draw_again(batches: Iterable[Any] | ProbeSet, results: Results, processes: Processes) -> ProbeSet:
+    """Return the probe set that results are of.
+
+    Args:
+        batches: the same loader or probe set as before.
+        results: made from it.
+        processes: each may hold a part of the samples.
+
+    Raises:
+        InvalidArgument: if the batches do not give these samples.
+    """
     remedy = "the loader that neuron_importance was called with, or one ProbeSet to both if it shuffles"
-    message = f"the batches do not give the {n_samples} probe samples that the results are of: pass {remedy}"
+    message = f"the batches do not give the {len(results.sample_index)} probe samples that the results are of: pass "
+    message += remedy
     if isinstance(batches, ProbeSet):
         probe = batches
     else:
         try:
             probe = ProbeSet.of_samples(batches, results.sample_index, seed=results.seed)
         except ValueError as error:
-            raise ValueError(f"{message}. {error}") from error
-    if not same_samples(probe, results, gather):
-        raise ValueError(message)
+            raise InvalidArgument(f"{message}. {error}") from error
+    if not same_samples(probe, results, processes):
+        raise InvalidArgument(message)
     return probe
 
 
-def same_samples(probe: ProbeSet, results: Results | PreviousMeasurement, gather: Gather) -> bool:
-    """Whether the probe set holds the samples that the results are of: the same content under the same numbers."""
-    shares = gather((probe.index.tolist(), probe.fingerprint.tolist()))
-    found = {pair for share in shares for pair in zip(*share, strict=True)}
+def same_samples(probe: ProbeSet, results: Results | PreviousMeasurement, processes: Processes) -> bool:
+    """Tell whether a probe set holds the samples of results: the same content under the same numbers."""
+    found = set(processes.chain(zip(probe.index.tolist(), probe.fingerprint.tolist(), strict=True)))
     return found == set(zip(results.sample_index.tolist(), results.sample_fingerprint.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""A score that knows nothing: the null control."""
+"""An uninformative score: the null control."""
 
 from zlib import crc32
 
@@ -11,10 +11,10 @@ from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 
 
 def random(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """One standard normal score per neuron, the same for all samples, clusters and halves.
+    """Draw one standard normal score per neuron, the same for all samples, clusters and halves.
 
     Independent scores per half would be another null than the random control's, whose orders are shared by the halves.
     """
-    generator = np.random.default_rng([batch.seed, crc32(batch.site.encode()), 1])
+    generator = np.random.default_rng([batch.seed, crc32(batch.where.key.encode()), 1])
     scores = torch.from_numpy(generator.standard_normal(batch.n_neurons))
     return scores.to(batch.activation).expand(len(batch.activation), -1)

@@ -11,21 +11,22 @@ from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 
 
 def activation(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """H - b, summed over positions; in units of the activations."""
+    """Return h - b, summed over positions, in units of the activations."""
     return batch.sum_positions(batch.deviation)
 
 
 def gradient(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """dm/dh, summed over positions: a sensitivity, in units of the target per unit of activation."""
+    """Return dm/dh, summed over positions: a sensitivity, in units of the target per unit of activation."""
     assert batch.gradient is not None
     return batch.sum_positions(batch.gradient)
 
 
 def gradient_x_activation(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """(h - b) dm/dh, summed over positions: removal's effect to first order, in units of the target.
+    """Return (h - b) dm/dh, summed over positions: removal's effect to first order, in units of the target.
 
-    Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", 2017, without
-    their absolute value.
+    References:
+        Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", 2017, without
+        their absolute value.
     """
     assert batch.gradient is not None
     return batch.sum_positions(batch.deviation * batch.gradient)

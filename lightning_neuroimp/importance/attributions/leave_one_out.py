@@ -1,4 +1,4 @@
-"""Scores from ablations: what removal does, measured."""
+"""Scores from ablations: what the removal of single neurons does, measured."""
 
 import torch
 from jaxtyping import Float
@@ -8,9 +8,9 @@ from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 
 
 def leave_one_out(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """m(h) - m(h with neuron j at its baseline), at all positions: the removal of one neuron alone, exactly.
+    """Return m(h) - m(h with neuron j at its baseline): the effect of removing one neuron alone, exactly.
 
-    Takes one replay of what follows the site for each neuron.
+    Takes one run of what follows the site for each neuron.
     """
     every = torch.eye(batch.n_neurons, dtype=torch.bool, device=batch.activation.device)
     return batch.suffix.effects(every).T

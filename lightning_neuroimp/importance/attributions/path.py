@@ -15,15 +15,16 @@ STEPS = 8
 
 
 def integrated_gradients(batch: SiteBatch, steps: int = STEPS) -> Float[Tensor, "sample neuron"]:
-    """(h - b) times the mean of dm/dh over the straight path from b to h, summed over positions.
+    """Return (h - b) times the mean of dm/dh over the straight path from b to h, summed over positions.
 
     The scores of all neurons add up to m(h) - m(b), up to the error of the midpoint rule.
 
-    Source: Sundararajan, Taly and Yan, "Axiomatic attribution for deep networks", 2017, with the site as the input.
-
     Args:
         batch: of one site.
-        steps: midpoints of the path.
+        steps: number of midpoints of the path.
+
+    References:
+        Sundararajan, Taly and Yan, "Axiomatic attribution for deep networks", 2017, with the site as the input.
     """
     total = torch.zeros_like(batch.activation)
     for step in range(steps):
@@ -33,20 +34,21 @@ def integrated_gradients(batch: SiteBatch, steps: int = STEPS) -> Float[Tensor, 
 
 
 def masked_gradient(batch: SiteBatch, steps: int = STEPS, q_max: float = 0.5) -> Float[Tensor, "sample neuron"]:
-    """(h - b) times the mean of dm/dh over points at which random neurons are removed, summed over positions.
+    """Return (h - b) times the mean of dm/dh over points at which random neurons are removed, summed over positions.
 
     At each point every neuron of a sample is removed independently with one probability, drawn from a stratum of
     [0, q_max]: first-order effects around ablations like those of a deletion curve. Where the target is multilinear in
     the neurons these are gradients of its multilinear extension; q_max = 1 gives Shapley values then.
 
-    Source: Owen, "Multilinear extensions of games", 1972, for the extension.
-
     Args:
         batch: of one site.
-        steps: points, one in each stratum.
-        q_max: the largest probability of removal.
+        steps: number of points, one in each stratum.
+        q_max: largest probability of removal.
+
+    References:
+        Owen, "Multilinear extensions of games", 1972, for the extension.
     """
-    site_seed = batch.seed + crc32(batch.site.encode())
+    site_seed = batch.seed + crc32(batch.where.key.encode())
     n_samples, n_neurons = len(batch.activation), batch.n_neurons
     probability = (np.arange(steps) + np.random.default_rng(site_seed).random(steps)) / steps * q_max
     # one number for each sample and neuron, whatever the batches are
@@ -61,7 +63,7 @@ def masked_gradient(batch: SiteBatch, steps: int = STEPS, q_max: float = 0.5) ->
 
 
 def _gradient(batch: SiteBatch, activation: Tensor) -> Tensor:
-    """Derivative of each sample's own target at other activations."""
+    """Compute the gradient of each sample's own target at other activations."""
     with torch.enable_grad():
         point = activation.detach().requires_grad_()
         total = batch.suffix.target(point).sum()

@@ -1,4 +1,4 @@
-"""SiteBatch: one site's activations and gradients for one batch."""
+"""SiteBatch: one site's activations and gradients for one batch, which every attribution is given."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,33 @@ from torch import Tensor
 
 from lightning_neuroimp.capture.positions import along_positions, sum_groups, sum_positions
 from lightning_neuroimp.importance.attributions.suffix_target import SuffixTarget
+from lightning_neuroimp.site import Site
 
 
 @dataclass(frozen=True)
 class SiteBatch:
-    """What an attribution sees of one site and one batch.
+    """Hold what an attribution sees of one site and one batch.
+
+    A callable attribution takes one of these and returns scores of shape (sample, neuron):
+
+    >>> def size(batch: SiteBatch):
+    ...     return batch.sum_positions(batch.deviation.abs())
 
     Attributes:
-        site: the site in words.
-        axis: axis of the channels in `activation`; a neuron is one channel, or `group` neighbours.
+        where: the site.
+        axis: axis of the channels in `activation`; a neuron is one channel, or a group of neighbours.
         activation: at the site, samples first.
-        gradient: derivative of each sample's own target with respect to it, same shape; zero where the target does
-            not depend on it, and at positions that do not count.
+        gradient: gradient of each sample's own target with respect to it, same shape; zero where the target does not
+            depend on it, and at positions that do not count. None where no attribution needs it.
         baseline: what removal puts in its place, shaped to broadcast against it.
         seed: for scores that draw random numbers.
-        index: number of each sample in the stream, for draws that shall not depend on how samples are batched.
-        suffix: the target as a function of the site's activations: `suffix.target(activation)`, also for gradients, and
-            `suffix.effects(masks)`.
+        index: number of each sample in the stream, for draws that must not depend on how samples are batched.
+        suffix: the target as a function of the site's activations: `suffix.target(activation)`, also for gradients,
+            and `suffix.effects(masks)`.
         positions: True at those that count: unpadded tokens, or the one that the site names; None: all.
-        group: so many channels are one neuron.
     """
 
-    site: str
+    where: Site
     axis: int
     activation: Float[Tensor, " sample *rest"]
     gradient: Float[Tensor, " sample *rest"] | None
@@ -38,21 +43,34 @@ class SiteBatch:
     index: Int[np.ndarray, " sample"]
     suffix: SuffixTarget
     positions: Bool[Tensor, "sample token"] | None = None
-    group: int = 1
+
+    @property
+    def site(self) -> str:
+        """Return the site in words."""
+        return str(self.where)
+
+    @property
+    def group(self) -> int:
+        """Return the number of channels that are one neuron."""
+        return self.where.group
 
     @property
     def n_neurons(self) -> int:
-        """Number of neurons at the site."""
+        """Return the number of neurons at the site."""
         return self.activation.shape[self.axis] // self.group
 
     @property
     def deviation(self) -> Float[Tensor, " sample *rest"]:
-        """Activation - baseline: how far removal moves each channel; 0 at positions that do not count."""
+        """Return activation - baseline: how far removal moves each channel; 0 at positions that do not count."""
         moved = self.activation - self.baseline if self.baseline.any() else self.activation
         if self.positions is None:
             return moved
         return moved.where(along_positions(self.positions, self.axis), 0)
 
     def sum_positions(self, values: Float[Tensor, " sample *rest"]) -> Float[Tensor, "sample neuron"]:
-        """Sum over all axes but samples and neurons: over space, for a convolution, over unpadded tokens."""
+        """Sum over all axes but samples and neurons: over space for a convolution, over unpadded tokens.
+
+        Args:
+            values: one per activation.
+        """
         return sum_groups(sum_positions(values, self.axis, self.positions), self.group)

@@ -1,4 +1,4 @@
-"""SuffixTarget: what follows a site, as a function of the site's activations, for one batch."""
+"""SuffixTarget: the target as a function of a site's activations, for one batch."""
 
 from functools import cached_property
 from typing import Any
@@ -9,58 +9,63 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
-from lightning_neuroimp.capture.suffix.suffix import Suffix, ablate
-from lightning_neuroimp.capture.targets import TargetFn, target_values
+from lightning_neuroimp.capture.suffix.suffix import Suffix
+from lightning_neuroimp.capture.targets import Target
 
 MAX_LOGITS = 2**20
-"""So many logits are kept before their targets are taken."""
+"""Upper bound on the number of logits that are kept before their targets are computed."""
 
 
 class SuffixTarget:
-    """The target as a function of the site's activations, at the cost of what follows the site.
+    """Compute the target from other activations at a site, at the cost of what follows the site.
 
-    The pass that this takes is made when it is first used.
+    The forward pass that this takes is made when it is first used.
+
+    Attributes:
+        index: numbers of the batch's samples in the stream.
 
     Args:
-        replayer: of the model and the removal.
+        recorder: of the model and the removal.
         batch: on the host.
-        target: the scalar explained per sample.
-        numbers: of the samples in the stream, for their donors.
+        target: the scalar that is explained per sample.
+        index: numbers of the samples in the stream, for their donors.
     """
 
-    def __init__(
-        self, replayer: SuffixRecorder, batch: Any, target: TargetFn, numbers: Int[np.ndarray, " sample"] | None = None
-    ) -> None:
-        self._replayer, self._batch, self._target, self._numbers = replayer, batch, target, numbers
+    def __init__(self, recorder: SuffixRecorder, batch: Any, target: Target, index: Int[np.ndarray, " sample"]) -> None:
+        self._recorder, self._batch, self._target, self.index = recorder, batch, target, index
 
     @cached_property
-    def _replay(self) -> Suffix:
-        return self._replayer.record(self._batch, self._numbers)
+    def _suffix(self) -> Suffix:
+        return self._recorder.record(self._batch, self.index)
 
     def target(self, activation: Float[Tensor, " sample *rest"]) -> Float[Tensor, " sample"]:
-        """Each sample's target with other activations; differentiable where these require a gradient."""
-        return target_values(self._target, *self._replay(activation))
+        """Return each sample's target with other activations; differentiable where these require a gradient.
+
+        Args:
+            activation: of the site's shape.
+        """
+        return self._target.values(*self._suffix(activation))
 
     def effects(self, masks: Bool[Tensor, "variant neuron"]) -> Float[Tensor, "variant sample"]:
-        """How much each sample's target falls when neurons are removed: m(h) - m(h with them at the baseline).
+        """Return how much each sample's target falls when neurons are removed: m(h) - m(h with them at the baseline).
 
         Args:
             masks: True where a neuron is removed; each row is removed from all samples.
         """
         with torch.no_grad():
-            replay = self._replay
-            intact = target_values(self._target, replay.logits, replay.classes)
+            suffix = self._suffix
+            intact = self._target.values(suffix.logits, suffix.classes)
             left: list[Tensor] = []
             waiting: list[tuple[Tensor, Tensor]] = []
 
             def take() -> None:
                 logits, classes = (torch.cat(part) for part in zip(*waiting, strict=True))
-                left.append(target_values(self._target, logits, classes).reshape(len(waiting), -1))
+                left.append(self._target.values(logits, classes).reshape(len(waiting), -1))
                 waiting.clear()
 
             for mask in masks:
-                waiting.append(ablate(replay, self._replayer.removal, mask[None]))
-                if len(waiting) * intact.numel() * replay.logits.shape[1] >= MAX_LOGITS:
+                waiting.append(suffix.ablated(mask[None]))
+                if len(waiting) * intact.numel() * suffix.logits.shape[1] >= MAX_LOGITS:
                     take()
             if waiting:
                 take()

@@ -1,0 +1,61 @@
+"""Assignment: the cluster and the half of each sample, known beforehand or dealt while the samples come."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from lightning_neuroimp.capture.sample_table import SampleTable
+from lightning_neuroimp.clusters.classes import ClassClusters, validate_count
+from lightning_neuroimp.clusters.halves import Halves
+
+
+@dataclass
+class Assignment:
+    """Assign samples to clusters and halves, batch by batch.
+
+    Attributes:
+        clusters: each local sample's cluster, or how it follows from its class.
+        half: each local sample's half; None: dealt as the samples come.
+        classes: labels of the samples that may be in clusters; None: all.
+    """
+
+    clusters: Int[np.ndarray, " local"] | ClassClusters
+    half: Int[np.ndarray, " local"] | None = None
+    classes: Collection[int] | None = None
+    _halves: Halves = field(default_factory=Halves)
+    _found: set[int] = field(default_factory=set)
+
+    def assign(self, samples: SampleTable, rows: slice) -> SampleTable:
+        """Return a batch's table with clusters and halves.
+
+        Args:
+            samples: the batch.
+            rows: which of this process's samples they are.
+
+        Raises:
+            InvalidArgument: if there are more clusters of classes than anyone can read.
+        """
+        cluster = self.cluster_of(samples, rows)
+        if isinstance(self.clusters, ClassClusters):
+            self._found.update(np.unique(cluster[cluster >= 0]).tolist())
+            validate_count(len(self._found), so_far=True)
+        if self.half is None:
+            half = self._halves.deal(cluster, samples.correct)
+        else:
+            half = np.where(cluster < 0, -1, np.maximum(self.half[rows], 0))
+        return replace(samples, cluster=cluster, half=half)
+
+    def cluster_of(self, samples: SampleTable, rows: slice) -> Int[np.ndarray, " sample"]:
+        """Return the cluster of each sample; -1 for none, such as for samples without finite logits."""
+        if isinstance(self.clusters, ClassClusters):
+            cluster = self.clusters.of(samples.label, samples.predicted)
+        else:
+            cluster = self.clusters[rows]
+        return np.where(counted(samples, self.classes), cluster, -1)
+
+
+def counted(samples: SampleTable, classes: Collection[int] | None) -> Bool[np.ndarray, " sample"]:
+    """Tell which samples may be in clusters: those with finite logits and a label among the classes."""
+    return samples.finite if classes is None else samples.finite & np.isin(samples.label, list(classes))

@@ -1,0 +1,277 @@
+"""The importance pass: attributions of all sites on every batch, streamed into moments per cell."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_neuroimp.batches.structure import to_device
+from lightning_neuroimp.capture.cache import ActivationCache
+from lightning_neuroimp.capture.donors import Donors, donate
+from lightning_neuroimp.capture.embedding import EmbeddingReader
+from lightning_neuroimp.capture.nonlinearity import Nonlinearity, followed_by
+from lightning_neuroimp.capture.positions import along_axis, along_positions, chosen_positions, token_axis
+from lightning_neuroimp.capture.removal import BatchRemoval, baseline_of
+from lightning_neuroimp.capture.sample_table import SampleTable, gather_tables
+from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
+from lightning_neuroimp.capture.targets import MARGIN, Target
+from lightning_neuroimp.capture.walk import WalkedBatch, walk
+from lightning_neuroimp.clusters.assignment import Assignment
+from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.importance.activity import ActivityMoments
+from lightning_neuroimp.importance.attributions.base import Attribution
+from lightning_neuroimp.importance.attributions.first_order import gradient_x_activation
+from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
+from lightning_neuroimp.importance.attributions.suffix_target import SuffixTarget
+from lightning_neuroimp.importance.moments import CellMoments, Cells
+from lightning_neuroimp.results.activity import SiteActivity
+from lightning_neuroimp.site import Removal, Site
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRequest:
+    """Say what the importance pass computes.
+
+    Attributes:
+        sites: by their text.
+        attributions: the scores.
+        target: the scalar that is explained.
+        target_class: class whose target it is.
+        removal_of: gives the removal at a site from its text, the axis of its channels and their number.
+        seed: of scores that draw random numbers.
+        donors: for the baseline "resample"; None for all others.
+        details: whether activations and effects to first order are kept too, for the results and their findings.
+    """
+
+    sites: Mapping[str, Site]
+    attributions: tuple[Attribution, ...]
+    target: Target
+    target_class: str | int
+    removal_of: Callable[[str, int, int], Removal]
+    seed: int
+    donors: Donors | None = None
+    details: bool = True
+
+    @property
+    def gradients(self) -> bool:
+        """Tell whether a score reads gradients."""
+        return any(attribution.needs_gradient for attribution in self.attributions)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Hold what the importance pass found.
+
+    Attributes:
+        samples: of all processes, with clusters and halves.
+        moments: per site and attribution, of this process.
+        removals: per site.
+        activities: what the activations of each site are like; empty without details.
+        skipped: why optional sites were skipped.
+        remarks: what a reader should know about padding, per site.
+    """
+
+    samples: SampleTable
+    moments: dict[tuple[str, str], CellMoments]
+    removals: dict[str, Removal]
+    activities: tuple[SiteActivity, ...]
+    skipped: dict[str, str]
+    remarks: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Hold the gradients of one batch.
+
+    Attributes:
+        of: gradient of each sample's own target (of the margin, where the target is a function of it) at each site.
+        factor: what to multiply each sample's gradient with to get the target's; None: nothing.
+    """
+
+    of: dict[str, Tensor]
+    factor: Tensor | None = None
+
+
+class ImportancePass:
+    """Run a model once forward and once backward per batch, and score the neurons of all sites.
+
+    Args:
+        subject: model and samples.
+        request: what is computed.
+    """
+
+    def __init__(self, subject: Subject, request: ScoreRequest) -> None:
+        self.subject, self.request = subject, request
+        self._cache = ActivationCache(list(request.sites.values()), gradients=request.gradients)
+        self._cells = Cells()
+        self._moments = {
+            (name, attribution.name): CellMoments(self._cells)
+            for name in request.sites
+            for attribution in request.attributions
+        }
+        self._activities: dict[str, ActivityMoments] = {}
+        self._recorders: dict[str, SuffixRecorder] = {}
+        self._next: dict[str, Nonlinearity | None] = {}  # the function that takes a site's values next
+        self._remarks: dict[str, str] = {}
+
+    def run(self, assignment: Assignment, embedding: EmbeddingReader | None = None) -> Scores:
+        """Make the pass.
+
+        Args:
+            assignment: gives samples their clusters and halves.
+            embedding: reads the samples' embeddings; None: none are read.
+
+        Raises:
+            InvalidArgument: if a layer, an output or a function of the user's cannot be worked with.
+        """
+        tables: list[SampleTable] = []
+        request = self.request
+        with torch.set_grad_enabled(request.gradients):
+            for walked in walk(self.subject, "importance", self._cache, request.target_class, embedding, reused=True):
+                samples = assignment.assign(walked.samples, walked.rows)
+                assert samples.cluster is not None
+                assert samples.half is not None
+                tables.append(samples)
+                self._score_batch(walked, self._cells.of(samples.cluster, samples.half))
+        return self._gathered(tables)
+
+    def _score_batch(self, walked: WalkedBatch, rows: Int[Tensor, " sample"]) -> None:
+        outputs = dict(self._cache.outputs)
+        gradients = self._gradients(walked, outputs) if self.request.gradients else _Gradients({})
+        removals = self._batch_removals(walked, outputs)
+        for name, output in outputs.items():
+            axis = self._cache.axes[name]
+            if name not in self._recorders:
+                removal = self.request.removal_of(name, axis, output.shape[axis])
+                self._recorders[name] = self.subject.recorder(removal, self.request.donors)
+                self._activities[name] = ActivityMoments(axis, removal.where.group, self._next.get(name))
+            suffix = SuffixTarget(self._recorders[name], walked.batch, self.request.target, walked.samples.index)
+            batch = self._site_batch(name, output, gradients.of.get(name), removals[name], suffix)
+            self._score_site(name, batch, gradients.factor, rows)
+
+    def _score_site(
+        self, name: str, batch: SiteBatch, factor: Float[Tensor, " sample"] | None, rows: Int[Tensor, " sample"]
+    ) -> None:
+        request, first_order = self.request, None
+        if request.details:
+            self._activities[name].add(batch.activation, batch.positions, batch.index, batch.deviation)
+            first_order = gradient_x_activation(batch) if request.gradients else None
+        deviation = batch.sum_positions(batch.deviation.abs())
+        if factor is not None:
+            assert batch.gradient is not None
+            along = along_axis(factor, 0, batch.activation.ndim)
+            batch = replace(batch, gradient=batch.gradient * along.to(batch.gradient.dtype))
+        for attribution in request.attributions:
+            same = factor is None and attribution.score is gradient_x_activation
+            scores = first_order if first_order is not None and same else attribution(batch).detach()
+            self._moments[name, attribution.name].add(scores, deviation, rows, first_order)
+
+    def _gradients(self, walked: WalkedBatch, outputs: dict[str, Tensor]) -> _Gradients:
+        """Compute the gradient of each sample's own target at each site (their sum's: samples are independent).
+
+        For targets that are functions of the margin it is the margin's, with the factor that makes it the target's.
+        """
+        logits, target = walked.prediction.logits, self.request.target
+        precise = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        factor = target.margin_slope(precise, walked.classes)
+        total = (target if factor is None else MARGIN).values(logits, walked.classes).sum()
+        if not total.requires_grad:
+            raise InvalidArgument(
+                "the model's outputs carry no gradient to any of the layers: its forward pass, or forward_fn, detaches "
+                "them or runs under torch.no_grad(); use attribution='activation', or let it build its graph"
+            )
+        if self.request.details and not self._next.keys() >= outputs.keys():
+            self._next |= followed_by(total, outputs)
+        found = torch.autograd.grad(total, list(outputs.values()), allow_unused=True)
+        of = {
+            name: torch.zeros_like(output) if gradient is None else gradient
+            for (name, output), gradient in zip(outputs.items(), found, strict=True)
+        }
+        return _Gradients(of, None if target.kind == "margin" else factor)
+
+    def _batch_removals(self, walked: WalkedBatch, outputs: dict[str, Tensor]) -> dict[str, BatchRemoval]:
+        """Find the positions at which neurons are removed, and what other samples donate (by one pass more)."""
+        tokens, axes, sites = walked.prediction.tokens, self._cache.axes, self.request.sites
+        positions = {
+            name: chosen_positions(sites[name], output, axes[name], tokens) for name, output in outputs.items()
+        }
+        for name, output in outputs.items():
+            self._remark(name, output, positions[name], tokens)
+        if self.request.donors is None:
+            return {name: BatchRemoval(chosen) for name, chosen in positions.items()}
+        donated: dict[str, list[tuple[Tensor, Tensor | None, np.ndarray]]] = {name: [] for name in outputs}
+        cache = ActivationCache([sites[name] for name in outputs], gradients=False)
+        with torch.no_grad(), cache.attach(self.subject.model):
+            for batch, places in self.request.donors.batches(walked.samples.index):
+                with cache.record(self.subject.model, len(places)):
+                    prediction = self.subject.predict(to_device(batch, self.subject.device))
+                for name, output in cache.outputs.items():
+                    chosen = chosen_positions(sites[name], output, axes[name], prediction.tokens)
+                    donated[name].append((output, chosen, places))
+            return {
+                name: BatchRemoval(positions[name], donate(output.detach(), axes[name], positions[name], donated[name]))
+                for name, output in outputs.items()
+            }
+
+    def _remark(self, name: str, output: Tensor, positions: Tensor | None, tokens: Tensor | None) -> None:
+        """Note what a reader should know about padding at a site."""
+        where, site = token_axis(output.ndim, self._cache.axes[name]), self.request.sites[name]
+        if tokens is not None and where is not None and output.shape[where] != tokens.shape[1] and not tokens.all():
+            self._remarks.setdefault(
+                name,
+                f"the mask has {tokens.shape[1]} tokens and the layer {output.shape[where]} positions, so that padding "
+                "counts there; forward_fn may return (logits, targets, tokens) with a mask of the layer's length",
+            )
+        if positions is not None and site.position is not None and not positions.any(1).all():
+            self._remarks.setdefault(
+                name, f"some samples have no position {site.position}; nothing is scored or removed there"
+            )
+
+    def _site_batch(
+        self, name: str, output: Tensor, gradient: Tensor | None, batch_removal: BatchRemoval, suffix: SuffixTarget
+    ) -> SiteBatch:
+        removal = self._recorders[name].removal
+        dtype = torch.promote_types(output.dtype, torch.float32)  # products of half precisions would lose digits
+        activation = output.detach().to(dtype)
+        if gradient is not None:
+            gradient = gradient.to(dtype)
+            if batch_removal.positions is not None:
+                gradient = gradient.where(along_positions(batch_removal.positions, removal.axis), 0)
+        return SiteBatch(
+            removal.where,
+            removal.axis,
+            activation,
+            gradient,
+            baseline_of(removal, activation, batch_removal).to(dtype),
+            self.request.seed,
+            suffix.index,
+            suffix,
+            batch_removal.positions,
+        )
+
+    def _gathered(self, tables: list[SampleTable]) -> Scores:
+        """Merge with what other processes found."""
+        request, processes = self.request, self.subject.processes
+        mine = {
+            name: (recorder.removal.axis, len(recorder.removal.baseline_value))
+            for name, recorder in self._recorders.items()
+        }
+        known = processes.union(mine)
+        removals = {name: request.removal_of(name, *known[name]) for name in request.sites if name in known}
+        seen = []
+        for name, removal in removals.items() if request.details else ():
+            moments = self._activities.get(name) or ActivityMoments(removal.axis, removal.where.group)
+            activity = moments.activity(name, processes)
+            seen += [] if activity is None else [activity]
+        return Scores(
+            gather_tables(tables, processes),
+            self._moments,
+            removals,
+            tuple(seen),
+            dict(self._cache.skipped),
+            dict(self._remarks),
+        )

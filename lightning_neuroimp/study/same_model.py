@@ -1,0 +1,70 @@
+"""Verify that a check is made with the model that the results are of."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_neuroimp.ablation.outcomes import Outcomes
+from lightning_neuroimp.batches.numbers import rows_of
+from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.results.measurement import Results
+
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+"""A margin differs where it is off by more than this share of (1 + its size); the second for half precisions."""
+
+FEW = 0.05
+"""Share of the samples whose margins may differ: where kernels round differently, ties fall the other way."""
+
+
+def require_same_model(model: nn.Module, results: Results, outcomes: Outcomes) -> None:
+    """Compare the intact margins of a check with those of the results.
+
+    Args:
+        model: the one that is checked, for its precision.
+        results: they hold each sample's margin and prediction; those of older files do not, and pass.
+        outcomes: of the check.
+
+    Raises:
+        InvalidArgument: if more than a few margins differ; the message says by how much.
+    """
+    rows = rows_of(results.sample_index, outcomes.sample)
+    before, after = results.sample_margin[rows], outcomes.intact_margin
+    known = np.isfinite(before) & np.isfinite(after) & (results.sample_predicted[rows] >= 0)
+    before, after = before[known], after[known]
+    difference = np.abs(after - before)
+    other = difference > (HALF_TOLERANCE if _is_half(model) else TOLERANCE) * (1 + np.abs(before))
+    if not len(other) or other.mean() <= FEW:
+        return
+    renamed = int((results.sample_predicted[rows] != outcomes.intact_predicted)[known].sum())
+    raise InvalidArgument(
+        f"the model does not give the predictions that the results are of: {int(other.sum())} of {len(other)} margins "
+        f"differ, by up to {difference.max():.2g} logits, and {renamed} predicted classes; pass the same model, "
+        "forward_fn and precision as to neuron_importance"
+    )
+
+
+def random_states() -> list[Any]:
+    """Return the states of the generators that a forward pass may draw from, to be compared with `same_states`."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002 (users, and libraries that they use, do)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.random.get_rng_state(), *cuda, torch.from_numpy(legacy[1].astype(np.int64)), legacy[2:],
+            random.getstate()]  # fmt: skip
+
+
+def same_states(before: list[Any], after: list[Any]) -> bool:
+    """Tell whether nothing was drawn in between."""
+    return len(before) == len(after) and all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        for one, other in zip(before, after, strict=True)
+    )
+
+
+def _is_half(model: nn.Module) -> bool:
+    half = (torch.bfloat16, torch.float16)
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device.type if tensors else "cpu"
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return autocast or any(tensor.dtype in half for tensor in tensors)

@@ -1,0 +1,78 @@
+"""ImportanceSettings: the validated arguments of an importance measurement."""
+
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
+from typing import Any
+
+from lightning_neuroimp import _validate
+from lightning_neuroimp.capture.removal import Baseline
+from lightning_neuroimp.capture.sites import validate_layers
+from lightning_neuroimp.capture.targets import Target, validate_target_class
+from lightning_neuroimp.clusters.choice import BatchFn, Clusters, validate_clusters
+from lightning_neuroimp.clusters.classes import ClassClusters, validate_class_names, validate_classes
+from lightning_neuroimp.clusters.kmeans import KMeansClusters
+from lightning_neuroimp.importance.attributions.base import Attribution, resolve_attributions
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(eq=False)
+class ImportanceSettings:
+    """Validate what is measured: layers, clusters, scores, and what removal means.
+
+    The arguments are those of `neuron_importance`, which documents them; the attributes hold them as they are used.
+
+    Attributes:
+        layers: names, globs or sites, as they were passed.
+        clusters: what groups the samples.
+        attributions: the scores.
+        explained: the scalar that is explained per sample.
+        target_class: class whose target it is.
+        removed_to: what removed neurons are set to.
+        classes: labels of the samples that may be in clusters; None: all.
+        class_names: of all classes.
+        groups: gives samples that must not be divided between halves the same value; None: there are none.
+        seed: of KMeans, halves, donors and random scores.
+
+    Raises:
+        InvalidArgument: if an argument has no valid value; the message names what would work.
+    """
+
+    layers: Any
+    clusters: Clusters = "labels"
+    attribution: InitVar[Any] = "gradient_x_activation"
+    target: InitVar[Any] = "margin"
+    target_class: str | int = "label"
+    baseline: InitVar[Any] = "zero"
+    classes: Any = None
+    class_names: Any = ()
+    groups: BatchFn | None = None
+    seed: int = 0
+    attributions: tuple[Attribution, ...] = field(init=False)
+    explained: Target = field(init=False)
+    removed_to: Baseline = field(init=False)
+
+    def __post_init__(self, attribution: Any, target: Any, baseline: Any) -> None:
+        self.layers = tuple(validate_layers(self.layers))
+        validate_clusters(self.clusters)
+        self.attributions = resolve_attributions(attribution)
+        self.explained = Target.of(target)
+        self.target_class = validate_target_class(self.target_class)
+        self.removed_to = Baseline.of(baseline)
+        self.class_names = validate_class_names(self.class_names)
+        self.classes = validate_classes(self.classes, self.class_names)
+        if self.groups is not None:
+            _validate.function("groups", self.groups, "(batch) -> one integer or string per sample")
+        self.seed = _validate.integer("seed", self.seed, least=0, most=MAX_SEED)
+        self.class_clusters()  # which refuses unknown names, and more groups than anyone can read
+
+    def class_clusters(self) -> ClassClusters | None:
+        """Return how clusters follow from classes; None where they do not."""
+        if isinstance(self.clusters, str | Mapping):
+            return ClassClusters(self.clusters, self.class_names)
+        return None
+
+    @property
+    def kmeans(self) -> KMeansClusters | None:
+        """Return the settings of KMeans; None for other clusters."""
+        return self.clusters if isinstance(self.clusters, KMeansClusters) else None

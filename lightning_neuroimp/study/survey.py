@@ -1,0 +1,102 @@
+"""The survey: one forward pass before the importance pass, where something must be known first."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_neuroimp.batches.structure import to_numpy
+from lightning_neuroimp.capture.cache import ActivationCache
+from lightning_neuroimp.capture.embedding import EmbeddingReader
+from lightning_neuroimp.capture.positions import along_positions, chosen_positions, count_positions, sum_positions
+from lightning_neuroimp.capture.sample_table import SampleTable, gather_tables
+from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.capture.walk import WalkedBatch, walk
+from lightning_neuroimp.errors import NonFiniteOutputs
+from lightning_neuroimp.site import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Hold what is known of the samples before the importance pass.
+
+    Attributes:
+        samples: of all processes, with embeddings and predictions.
+        means: mean activation of each channel per site, over samples, space and unpadded tokens of all processes;
+            empty where no means were asked for.
+    """
+
+    samples: SampleTable
+    means: dict[str, Float[np.ndarray, " channel"]]
+
+
+@dataclass
+class _MeanActivations:
+    """Sum the activations of sites over batches."""
+
+    sites: dict[str, Site]
+    totals: dict[str, np.ndarray] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, cache: ActivationCache, walked: WalkedBatch) -> None:
+        """Add a batch's captured activations; samples that are not finite are left out."""
+        for name, output in cache.outputs.items():
+            axis = cache.axes[name]
+            positions = chosen_positions(self.sites[name], output, axis, walked.prediction.tokens)
+            value: Tensor = output.double() if output.device.type != "mps" else output.float()
+            counted = value if positions is None else value.where(along_positions(positions, axis), 0)
+            finite = counted.flatten(1).isfinite().all(1) & walked.prediction.logits.isfinite().all(1)
+            total = to_numpy(sum_positions(counted[finite], axis).sum(0)).astype(np.float64)
+            self.totals[name] = self.totals.get(name, 0.0) + total
+            count = int(count_positions(output, axis, positions)[finite].sum())
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def means(self, subject: Subject) -> dict[str, np.ndarray]:
+        """Return the means over all processes.
+
+        Raises:
+            NonFiniteOutputs: if a site has no finite activations.
+        """
+        found: dict[str, np.ndarray] = {}
+        shares = subject.processes.gather((self.totals, self.counts))
+        for name in dict.fromkeys(name for share in shares for name in share[0]):
+            total = np.sum([share[0][name] for share in shares if name in share[0]], axis=0)
+            count = sum(share[1].get(name, 0) for share in shares)
+            if not count:
+                raise NonFiniteOutputs(f"layer {name!r} has no sample with finite activations: it has no mean")
+            found[name] = total / count
+        return found
+
+
+def survey(
+    subject: Subject,
+    sites: dict[str, Site],
+    target_class: str | int,
+    embedding: EmbeddingReader | None = None,
+    *,
+    embedding_required: bool = False,
+) -> Survey:
+    """Make one forward pass: embeddings, predictions, and the mean activation of each channel of the sites.
+
+    Args:
+        subject: model and samples.
+        sites: those whose means are asked for, by their text; may be empty.
+        target_class: class whose target is explained.
+        embedding: reads the samples' embeddings; None: none are read.
+        embedding_required: whether a sample without an embedding is an error.
+
+    Raises:
+        InvalidArgument: if a layer, an output or an embedding cannot be worked with.
+        NonFiniteOutputs: if no sample has finite logits, or a site no finite activations.
+    """
+    cache = ActivationCache(list(sites.values()), gradients=False)
+    activations, tables = _MeanActivations(sites), []
+    with torch.no_grad():
+        for walked in walk(subject, "survey", cache, target_class, embedding, embedding_required=embedding_required):
+            tables.append(walked.samples)
+            activations.add(cache, walked)
+    samples = gather_tables(tables, subject.processes)
+    samples.require_finite()
+    return Survey(samples, activations.means(subject))
