@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_neuroimp import Site, ablate, list_sites, neuron_importance
+from lightning_neuroimp.errors import InvalidArgument
 from tests.support.families import Attention, Encoder, Residual
 
 X, Y = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -106,6 +107,12 @@ def test_the_fused_path_of_attention_is_not_taken():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
+        (("1", "ab"), {}, "neurons must be numbers, or one boolean for each, got 'ab'"),
+        (
+            ("1", [0]),
+            {"baseline": object},
+            "baseline must be one number, or one for each channel of the layer, got <cl",
+        ),
         (("7", [0]), {}, "there is no layer '7' in Sequential"),
         (
             ("1", [4]),
@@ -125,7 +132,7 @@ def test_the_fused_path_of_attention_is_not_taken():
 )
 def test_what_cannot_be_removed(arguments, options, message):
     model = network()
-    with pytest.raises(ValueError, match=message), ablate(model, *arguments, **options):
+    with pytest.raises(InvalidArgument, match=message), ablate(model, *arguments, **options):
         model(X)
     assert not model[1]._forward_hooks
 
@@ -164,7 +171,7 @@ def test_the_table_of_sites():
 
     model, ids = Odd(), torch.randint(9, (6, 7))
     table = list_sites(model, {"ids": ids, "label": Y})
-    rows = {one.name: one for one in table}
+    rows = {row.name: row for row in table}
     assert rows["rnn"].shape == "(Tensor 6 x 7 x 3, Tensor 1 x 6 x 3)"
     assert (rows["index"].neurons, rows["rnn"].neurons, rows["head"].neurons) == (4, 3, 3)
     assert rows["twice"].note == "Site('twice', call=0) to call=1"
@@ -175,17 +182,17 @@ def test_the_table_of_sites():
     assert text.splitlines()[0].split() == ["name", "kind", "output", "neurons", "calls", "note"]
     assert "GRU" in text
     # what it says can be passed
-    for one in table:
-        if one.neurons is not None:
-            layer = Site(one.name, call=0) if one.calls > 1 else one.name
+    for row in table:
+        if row.neurons is not None:
+            layer = Site(row.name, call=0) if row.calls > 1 else row.name
             found = neuron_importance(model, [{"ids": ids, "label": Y}], layers=[layer])
-            assert found[layer].removal.n_neurons == one.neurons
+            assert found[layer].removal.n_neurons == row.neurons
     with pytest.raises(ValueError, match="cannot tell inputs from targets"):
         list_sites(model, ids)
 
 
 class Tokens(nn.Module):
-    """Reads the last token that is no padding."""
+    """Read the last token that is no padding."""
 
     def __init__(self):
         super().__init__()

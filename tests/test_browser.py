@@ -1,4 +1,4 @@
-"""TensorBoard, looked at in a real browser after a training."""
+"""TensorBoard in a real browser, after a training run."""
 
 import os
 import re
@@ -32,7 +32,7 @@ EPOCHS = 3
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A TensorBoard server on the loopback, over the logs of a short training."""
+    """A TensorBoard server on the loopback, over the logs of a short training run."""
     folder = tmp_path_factory.mktemp("logs")
     ours = NeuronImportance("encoder.2", name="labels", faithfulness=AblationFaithfulness(max_overhead=None))
     logger = TensorBoardLogger(folder, name="run")
@@ -82,7 +82,7 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-# the page's text and pictures, also inside of shadow roots
+# the text and pictures of the page, those inside shadow roots included
 COLLECT = """
 const texts = [], pictures = [];
 (function walk(node) {
@@ -98,7 +98,7 @@ return [texts.join('\\n'), pictures];
 
 
 def wait_for(found, seconds=40):
-    """The first outcome that is not empty; connection errors while a server starts are waited for."""
+    """Wait for an outcome that is not empty, and return it; a server that starts may refuse connections until then."""
     end, value, last = time.monotonic() + seconds, None, None
     while time.monotonic() < end:
         try:
@@ -108,11 +108,11 @@ def wait_for(found, seconds=40):
         if value:
             return value
         time.sleep(0.3)
-    raise AssertionError(f"waited {seconds} s in vain; last: {value!r} {last!r}")
+    raise AssertionError(f"nothing within {seconds} s; the last outcome was {value!r}, the last error {last!r}")
 
 
 def opened(browser, address, tab, *phrases):
-    """Text and pictures of a tab, once it shows all phrases."""
+    """Open a tab, and return its text and pictures once it shows all phrases."""
     browser.get("about:blank")
     browser.get(f"{address}/#{tab}")
 
@@ -134,12 +134,12 @@ def test_histograms(browser, address):
 
 def test_the_picture_is_drawn(browser, address):
     _, pictures = opened(browser, address, "images", "labels/encoder.2/deletion_curves", "step")
-    pictures = wait_for(lambda: [one for one in browser.execute_script(COLLECT)[1] if one[0] == 800])
+    pictures = wait_for(lambda: [size for size in browser.execute_script(COLLECT)[1] if size[0] == 800])
     assert pictures[0][1] > 800
 
 
 def test_the_table_is_rendered(browser, address):
-    # two cards, which come one after the other
+    # there are two cards, which appear one after the other
     text, _ = opened(
         browser, address, "text", "labels/summary", "labels/samples", "faithful: p <=", "Samples nearest to"
     )

@@ -1,1 +1,1 @@
-"""callbacks."""
+"""Lightning: when a measurement is made, on which process, and where its outcome goes to."""

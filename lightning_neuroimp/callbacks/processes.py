@@ -1,4 +1,4 @@
-"""What several processes must agree on: objects gathered from all of them, and who holds which sample."""
+"""Processes of a trainer: objects gathered from all of them, failures together, and who holds which sample."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,36 +13,40 @@ from jaxtyping import Int
 from lightning.pytorch.utilities.memory import is_cuda_out_of_memory, is_out_of_cpu_memory
 from torch.utils.data import DistributedSampler
 
-MISTAKES = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
-"""What wrong arguments and functions that do not fit end in."""
-
+from lightning_neuroimp.errors import InvalidArgument, MeasurementFailed
 
 _LOADER = 2**40  # sample numbers of different validation loaders must differ
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Stands for the value of a process that could not give one."""
+    """Stand for the value of a process that could not give one.
+
+    Attributes:
+        message: what went wrong.
+        mistaken: whether an argument was invalid.
+        memory: whether memory ran out.
+    """
 
     message: str
     mistaken: bool
     memory: bool
 
 
-class PeerFailedError(RuntimeError):
-    """Another process failed."""
+class PeerFailedError(MeasurementFailed):
+    """Say that another process failed."""
 
 
 class PeerOutOfMemoryError(PeerFailedError):
-    """Another process ran out of memory."""
+    """Say that another process ran out of memory."""
 
 
-class PeerMistakenError(ValueError):
-    """Another process found a mistake in the arguments or the data."""
+class PeerMistakenError(InvalidArgument):
+    """Say that another process found a mistake in the arguments or the data."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this or another process ran out of memory, on the host or on an accelerator."""
+    """Tell whether this or another process ran out of memory, on the host or on an accelerator."""
     if isinstance(error, PeerFailedError | PeerMistakenError):
         return isinstance(error, PeerOutOfMemoryError)
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -53,7 +57,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Everybody's value, in rank order.
+    """Return the values of all processes, in rank order.
 
     Raises:
         PeerMistakenError: if another process failed by a mistake.
@@ -68,7 +72,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def _worst(values: list[Any]) -> "PeerFailedError | PeerMistakenError | None":
-    """One verdict for all processes, where several have failed in different ways; None where none has."""
+    """Return one error for all processes, where several have failed in different ways; None where none has."""
     failures = [(rank, one) for rank, one in enumerate(values) if isinstance(one, _Failure)]
     if not failures:
         return None
@@ -82,7 +86,7 @@ def _worst(values: list[Any]) -> "PeerFailedError | PeerMistakenError | None":
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Work whose only collectives are `gather_objects`: if it fails on one process, it fails on all.
+    """Make work fail on all processes if it fails on one, provided that its only collectives are `gather_objects`.
 
     Otherwise the others would wait in their next collective until it times out.
     """
@@ -94,7 +98,9 @@ def failing_together() -> Iterator[None]:
     except Exception as error:
         # who hears of a failure in a gather has heard it together with all others
         if not finished and not isinstance(error, PeerFailedError | PeerMistakenError):
-            mine = _Failure(f"{type(error).__name__}: {error}", isinstance(error, MISTAKES), out_of_memory(error))
+            mine = _Failure(
+                f"{type(error).__name__}: {error}", isinstance(error, InvalidArgument), out_of_memory(error)
+            )
             worst = _worst(_gather(mine))
             assert worst is not None
             agreed = isinstance(worst, PeerMistakenError), isinstance(worst, PeerOutOfMemoryError)
@@ -112,13 +118,13 @@ def _gather(value: Any) -> list[Any]:
 
 
 def sample_numbers(trainer: "pl.Trainer", dataloader_idx: int, start: int, size: int) -> Int[np.ndarray, " sample"]:
-    """Numbers, in the whole stream, of `size` samples that this process sees after `start` others.
+    """Return the numbers, in the whole stream, of `size` samples that this process sees after `start` others.
 
     Args:
         trainer: running a validation.
         dataloader_idx: which of its loaders.
-        start: samples of this loader that this process has seen.
-        size: samples of the batch.
+        start: number of samples of this loader that this process has seen.
+        size: number of samples in the batch.
 
     Returns:
         Numbers as one process with the same loader would count them; -1 for the samples that a distributed sampler
@@ -139,7 +145,7 @@ def sample_numbers(trainer: "pl.Trainer", dataloader_idx: int, start: int, size:
 
 
 def _flat(loaders: Any) -> list[Any]:
-    """The loaders in a nesting of mappings and sequences, in the order in which Lightning numbers them."""
+    """List the loaders in a nesting of mappings and sequences, in the order in which Lightning numbers them."""
     if isinstance(loaders, Mapping):
         return [loader for part in loaders.values() for loader in _flat(part)]
     if isinstance(loaders, list | tuple):

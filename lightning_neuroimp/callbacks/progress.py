@@ -1,4 +1,4 @@
-"""Progress bars beside the Trainer's own."""
+"""Progress bars next to the Trainer's own."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def say(trainer: "pl.Trainer", message: str) -> None:
 
 
 def trainer_progress(trainer: "pl.Trainer") -> Progress:
-    """Bars in the style of the Trainer's bar; none where it shows none."""
+    """Return bars in the style of the Trainer's bar; none where it shows none."""
     if not _has_bar(trainer) or not trainer.is_global_zero:
         return silent
     # two live displays on one console overwrite each other: the Rich bar takes our tasks into its own
@@ -40,6 +40,7 @@ def _has_bar(trainer: "pl.Trainer") -> bool:
 
 @contextmanager
 def _rich_bar(display: Any, description: str, total: int) -> Iterator[Tick]:
+    """Show a task in a Rich display that is live already."""
     task = display.add_task(description, total=total)
     drawn = time.monotonic()
 

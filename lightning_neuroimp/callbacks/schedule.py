@@ -1,111 +1,155 @@
-"""What measurements cost, and whether the next check may run."""
+"""Schedule and cost: when a measurement and its check are due, what they cost, and whether the check may run."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
 
 
-class CostKeeper:
-    """Counts and times the passes.
+@dataclass(frozen=True)
+class PassCount:
+    """Count the passes of an importance measurement.
 
-    What is computed never depends on the clock, only whether a check runs.
-
-    Args:
-        settings: of the ablations; None: there are none.
-        n_sites: explained layers.
-        n_attributions: scores at each.
-        max_samples: bound of the probe set.
-        surveyed: whether a forward pass before is needed.
-        gradients: whether a backward pass is.
-        extra: what single scores take beside, in words.
+    Attributes:
+        n_sites: number of explained layers.
+        n_attributions: number of scores at each.
+        max_samples: upper bound on the number of samples in the probe set.
+        surveyed: whether a forward pass is made before the importance pass.
+        gradients: whether a backward pass is made.
+        extra: what single scores take in addition, in words.
     """
 
-    def __init__(
-        self,
-        settings: AblationFaithfulness | None,
-        n_sites: int,
-        n_attributions: int,
-        max_samples: int,
-        *,
-        surveyed: bool,
-        gradients: bool,
-        extra: Sequence[str] = (),
-    ) -> None:
-        self.extra = extra
-        self.settings, self.n_sites, self.max_samples = settings, n_sites, max_samples
-        self.n_attributions = n_attributions
-        self.forward, self.backward = 2 if surveyed else 1, 1 if gradients else 0
-        self.skipped = 0
+    n_sites: int
+    n_attributions: int
+    max_samples: int
+    surveyed: bool
+    gradients: bool
+    extra: Sequence[str] = ()
+
+    @property
+    def forward(self) -> int:
+        """Return the number of forward passes."""
+        return 2 if self.surveyed else 1
+
+    @property
+    def backward(self) -> int:
+        """Return the number of backward passes."""
+        return 1 if self.gradients else 0
+
+    def __str__(self) -> str:
+        passes = f"{self.forward} forward"
+        passes += f" and {self.backward} backward" if self.backward else ""
+        several = self.forward > 1 or self.backward > 1
+        passes += f" pass{'es' if several else ''} over at most {self.max_samples} samples"
+        return passes + "".join(f"; {extra}" for extra in self.extra)
+
+
+class Schedule:
+    """Count and time the passes of a run, and decide whether the next check may be made.
+
+    What is computed never depends on the clock, only whether a check is made.
+
+    Attributes:
+        skipped: number of checks that were skipped.
+        pending: whether the last measurement's check was skipped.
+
+    Args:
+        settings: of the checks; None: there are none.
+        passes: of a measurement.
+        every_n_epochs: measure in every n-th validation run.
+    """
+
+    def __init__(self, settings: AblationFaithfulness | None, passes: PassCount, every_n_epochs: int) -> None:
+        self.settings, self.passes, self.every_n_epochs = settings, passes, every_n_epochs
+        self.skipped, self.pending = 0, False
         self._took: float | None = None
         self._since = time.monotonic()
         self._fastest: float | None = None  # seconds per sample of a validation step
         self._largest, self._opened = 1, 0.0
 
-    def plan(self, every_n_epochs: int) -> str:
-        """The passes of a measurement, in words."""
-        when = "each validation run" if every_n_epochs == 1 else f"every {every_n_epochs} validation runs"
-        text = f"{when}: {self.forward} forward"
-        text += f" and {self.backward} backward" if self.backward else ""
-        text += f" pass{'es' if self.forward + self.backward > 1 else ''} over at most {self.max_samples} samples"
-        text += "".join(f"; {extra}" for extra in self.extra)
+    def __str__(self) -> str:
+        every = self.every_n_epochs
+        when = "each validation run" if every == 1 else f"every {every} validation runs"
+        text = f"{when}: {self.passes}"
         if self.settings is None:
             return text + "; no ablation"
-        passes = self.settings.forward_passes(self.n_attributions)
+        n_passes = self.settings.forward_passes(self.passes.n_attributions)
         limit = self.settings.max_overhead
-        layers = "the layer" if self.n_sites == 1 else f"each of {self.n_sites} layers"
+        layers = "the layer" if self.passes.n_sites == 1 else f"each of {self.passes.n_sites} layers"
         return (
             f"{text}; ablation: at {layers} 1 forward pass over at most {self._ablated} of them, "
-            f"and at most {passes - 1} of what follows the layer"
+            f"and at most {n_passes - 1} of what follows the layer"
             + (f", skipped where that takes over {limit:.0%} of the time since the last" if limit is not None else "")
         )
 
     @property
     def _ablated(self) -> int:
-        return 0 if self.settings is None else min(self.settings.max_samples, self.max_samples)
+        return 0 if self.settings is None else min(self.settings.max_samples, self.passes.max_samples)
 
     def open_step(self) -> None:
-        """A validation step begins."""
+        """Start timing a validation step."""
         self._opened = time.perf_counter()
 
     def close_step(self, n_samples: int) -> None:
-        """A validation step over so many samples ended."""
+        """Stop timing a validation step over `n_samples` samples."""
         self._largest = max(self._largest, n_samples)
         each = (time.perf_counter() - self._opened) / max(n_samples, 1)
         self._fastest = each if self._fastest is None else min(each, self._fastest)
 
     def estimate(self, n_batches: float) -> str | None:
-        """Seconds that a measurement will take, in words, from timed validation steps; None before any.
+        """Say how long a measurement will take, from timed validation steps; None before any.
 
         Args:
-            n_batches: validation batches, infinite where the loader has no length.
+            n_batches: number of validation batches, infinite where the loader has no length.
         """
         if self._fastest is None:
             return None
         n_validation = n_batches * self._largest
-        probe = min(self.max_samples, n_validation)
+        probe = min(self.passes.max_samples, n_validation)
         # a backward pass costs about two forward passes
-        seconds = self._fastest * probe * (self.forward + 2 * self.backward)
+        seconds = self._fastest * probe * (self.passes.forward + 2 * self.passes.backward)
         text = f"about {_time(seconds)} a measurement"
         if self.settings is None:
             return text
-        passes = self.n_sites * self.settings.forward_passes(self.n_attributions)
-        return text + f", {_time(self._fastest * min(self._ablated, n_validation) * passes)} an ablation check"
+        n_passes = self.passes.n_sites * self.settings.forward_passes(self.passes.n_attributions)
+        return text + f", {_time(self._fastest * min(self._ablated, n_validation) * n_passes)} an ablation check"
+
+    def measurement_is_due(self, runs: int, *, alone: bool) -> bool:
+        """Tell whether a validation run is measured.
+
+        Args:
+            runs: number of validation runs before it.
+            alone: whether it is no part of a training run.
+        """
+        return alone or runs % self.every_n_epochs == 0
+
+    def check_is_due(self, measured: int, *, alone: bool, checked_before: bool) -> bool:
+        """Tell whether a measurement is checked, whatever that costs.
+
+        Args:
+            measured: number of measurements before it.
+            alone: whether it is no part of a training run.
+            checked_before: whether the run has had a check; a resumed run's checkpoint may know of none.
+        """
+        if self.settings is None:
+            return False
+        return alone or not checked_before or measured % self.settings.every_n_epochs == 0
 
     def may_check(self) -> bool:
-        """Whether a check of the last one's length stays within `max_overhead` of the time since the last one."""
+        """Tell whether a check as long as the last one stays within `max_overhead` of the time since then."""
         if self.settings is None or self.settings.max_overhead is None or self._took is None:
             return True
         return self._took <= self.settings.max_overhead * (time.monotonic() - self._since)
 
     def checked(self, seconds: float) -> None:
-        """A check was made, and took so long."""
-        self._took, self._since = seconds, time.monotonic()
+        """Note that a check was made, and took so long."""
+        self._took, self._since, self.pending = seconds, time.monotonic(), False
 
     def skip(self) -> str:
-        """A check is skipped; why, in words."""
+        """Note that a check is skipped; return why, in words."""
         assert self.settings is not None
-        self.skipped += 1
+        self.skipped, self.pending = self.skipped + 1, True
         elapsed = time.monotonic() - self._since
         return (
             f"ablation check skipped: it takes {_time(self._took or 0)}, more than max_overhead="

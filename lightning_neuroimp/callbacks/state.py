@@ -1,47 +1,70 @@
-"""What a checkpoint carries, so that a resumed run goes on as an uninterrupted one would: tensors and builtins only."""
+"""State: what a checkpoint carries, so that a resumed run goes on as an uninterrupted one would.
 
-from collections.abc import Mapping, Sequence
+Tensors and built-in types only, as `torch.load(weights_only=True)` reads them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from types import CodeType
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 
+from lightning_neuroimp.clusters.choice import describe_source
 from lightning_neuroimp.results.history import Agreement
 from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.site import OWN, Site
+from lightning_neuroimp.study.settings import ImportanceSettings
 
-VERSION = 1
+VERSION = 2
+
+MAX_HISTORY = 100
+"""Measurements whose agreement is kept; where there are more, every second of the older ones goes."""
 
 
 @dataclass
 class RunState:
-    """How far a run has come.
+    """Hold how far a run has come.
 
     Attributes:
-        runs: validation runs seen.
-        measured: measurements made.
-        metrics: of the last measurement.
-        check_metrics: of the last one that was checked by ablation.
-        history: agreement in all measurements.
-        earlier: what the next measurement has to know of the last one.
+        runs: number of validation runs.
+        measured: number of measurements.
+        metrics: values of the last measurement.
+        check_metrics: values of the last one that was checked by ablation.
+        history: agreement in the measurements, one entry each.
+        previous: what the next measurement needs of the last one.
     """
 
     runs: int = 0
     measured: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     check_metrics: dict[str, float] = field(default_factory=dict)
-    history: list[Agreement] = field(default_factory=list)
-    earlier: PreviousMeasurement | None = None
+    history: list[list[Agreement]] = field(default_factory=list)
+    previous: PreviousMeasurement | None = None
+
+    def remember(self, agreements: Sequence[Agreement]) -> None:
+        """Add a measurement's agreements to the history, which stays bounded."""
+        self.history.append(list(agreements))
+        if len(self.history) > MAX_HISTORY:
+            self.history = [*self.history[:-1][::2], self.history[-1]]
+
+    @property
+    def agreements(self) -> list[Agreement]:
+        """Return the history as one list."""
+        return [agreement for measurement in self.history for agreement in measurement]
 
 
 def pack(run: RunState, configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dictionary.
+    """Return a state dictionary.
 
     Args:
         run: how far it has come.
         configuration: plain values that the state holds for.
     """
-    earlier = run.earlier
+    previous = run.previous
     return {
         "version": VERSION,
         "configuration": dict(configuration),
@@ -49,13 +72,13 @@ def pack(run: RunState, configuration: Mapping[str, Any]) -> dict[str, Any]:
         "measured": run.measured,
         "metrics": {key: float(value) for key, value in run.metrics.items()},
         "check_metrics": {key: float(value) for key, value in run.check_metrics.items()},
-        "history": [asdict(entry) for entry in run.history],
-        "earlier": None
-        if earlier is None
+        "history": [[asdict(entry) for entry in measurement] for measurement in run.history],
+        "previous": None
+        if previous is None
         else {
-            "epoch": int(earlier.epoch),
-            **{name: torch.tensor(getattr(earlier, name)) for name in _ARRAYS},
-            "means": [[*key, torch.tensor(mean)] for key, mean in earlier.means.items()],
+            "epoch": int(previous.epoch),
+            **{name: torch.tensor(getattr(previous, name)) for name in _ARRAYS},
+            "means": [[*key, torch.tensor(mean)] for key, mean in previous.means.items()],
         },
     }
 
@@ -64,27 +87,121 @@ _ARRAYS = ("sample_index", "sample_fingerprint", "ids", "history")
 
 
 def unpack(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> tuple[RunState, Sequence[str]]:
-    """What a state dictionary holds, and why parts of it are not taken over.
+    """Return what a state dictionary holds, and why parts of it are not taken over.
 
     Args:
-        state: from `pack`.
+        state: from `pack`, of this version or an older one.
         configuration: of now.
     """
+    if state.get("version") == 1:
+        state = _from_version_1(state)
     if state.get("version") != VERSION:
         return RunState(), [f"its state is of version {state.get('version')}, and this one reads version {VERSION}"]
-    run = RunState(state["runs"], state["measured"])
     before = state["configuration"]
+    names = before if state.get("names_only") else {**before, **configuration}
     changed = [
-        f"{name} was {before.get(name)!r} and is {value!r}"
-        for name, value in configuration.items()
-        if before.get(name) != value
+        f"{name} was {before.get(name)!r} and is {configuration.get(name)!r}"
+        for name in names
+        if before.get(name) != configuration.get(name)
     ]
     if changed:
         return RunState(), changed
-    run.metrics, run.check_metrics = dict(state["metrics"]), dict(state["check_metrics"])
-    run.history = [Agreement(**entry) for entry in state["history"]]
-    if state["earlier"] is not None:
-        arrays = {name: np.asarray(state["earlier"][name].cpu().numpy()) for name in _ARRAYS}
-        means = {(site, name): mean.cpu().numpy() for site, name, mean in state["earlier"]["means"]}
-        run.earlier = PreviousMeasurement(state["earlier"]["epoch"], means=means, **arrays)
+    run = RunState(state["runs"], state["measured"], dict(state["metrics"]), dict(state["check_metrics"]))
+    run.history = [[Agreement(**entry) for entry in measurement] for measurement in state["history"]]
+    previous = state["previous"]
+    if previous is not None:
+        arrays = {name: np.asarray(previous[name].cpu().numpy()) for name in _ARRAYS}
+        means = {(site, name): mean.cpu().numpy() for site, name, mean in previous["means"]}
+        run.previous = PreviousMeasurement(previous["epoch"], means=means, **arrays)
     return run, []
+
+
+def _from_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Upgrade a state in which the history was one list, and callables were known by their names only."""
+    history: list[list[dict[str, Any]]] = []
+    for entry in state["history"]:
+        known = {(one["site"], one["attribution"]) for one in history[-1]} if history else None
+        if known is None or (entry["site"], entry["attribution"]) in known:
+            history.append([])
+        history[-1].append(entry)
+    upgraded = {key: value for key, value in state.items() if key != "earlier"}
+    return {**upgraded, "version": 2, "names_only": True, "history": history, "previous": state["earlier"]}
+
+
+def configuration_of(settings: ImportanceSettings, max_samples: int, stratify: Any) -> dict[str, Any]:
+    """Return the plain values that a checkpoint's state holds for.
+
+    Args:
+        settings: of the importance.
+        max_samples: upper bound on the number of samples in the probe set.
+        stratify: how they are drawn.
+    """
+    clusters, removed_to = settings.clusters, settings.removed_to
+    callables = {
+        "the clusters callable": clusters if callable(clusters) else None,
+        "the groups callable": settings.groups,
+        "the stratify callable": stratify if callable(stratify) else None,
+        "the target callable": settings.explained.function if settings.explained.kind == OWN else None,
+        **{f"attribution {one.name}": one.score for one in settings.attributions if one.kind == OWN},
+    }
+    return {
+        "layers": [layer.key if isinstance(layer, Site) else str(layer) for layer in settings.layers],
+        "clusters": describe_source(clusters),
+        "groups of labels": [[str(one) for one in pair] for pair in clusters.items()]
+        if isinstance(clusters, Mapping)
+        else None,
+        "attribution": [one.name for one in settings.attributions],
+        "target": settings.explained.name,
+        "target_class": settings.target_class,
+        "baseline": removed_to.kind if removed_to.kind != "constant" else f"constant {removed_to.value:g}",
+        "classes": None if settings.classes is None else [str(one) for one in settings.classes],
+        "class_names": list(settings.class_names),
+        "max_samples": int(max_samples),
+        "seed": settings.seed,
+        "stratify": bool(stratify),
+        **{name: identify(function) for name, function in callables.items() if function is not None},
+    }
+
+
+def identify(function: Callable[..., Any]) -> str:
+    """Identify a callable by its name, its code and the plain values that it holds.
+
+    So two lambdas are not taken for one, and a callable is known again in another process.
+
+    >>> identify(lambda x: x + 1) == identify(lambda x: x + 2)
+    False
+    """
+    if isinstance(function, partial):
+        held = [_plain(value) for value in (*function.args, *sorted(function.keywords.items()))]
+        return f"partial {identify(function.func)} {crc32(repr(held).encode()):08x}"
+    owner = function if hasattr(function, "__code__") else type(function).__call__
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    code = getattr(owner, "__code__", None)
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if not _is_empty(cell)]
+    values = [] if hasattr(function, "__code__") else sorted(getattr(function, "__dict__", {}).items())
+    held = [_plain(value) for value in (*cells, *(getattr(owner, "__defaults__", None) or ()), *values)]
+    content = (None if code is None else _content(code), held)
+    return f"{name} {crc32(repr(content).encode()):08x}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value whose text is the same in every process; for others only the type."""
+    if isinstance(value, str | bytes | int | float | bool | type(None)):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    if isinstance(value, frozenset | set):
+        return sorted(repr(_plain(part)) for part in value)
+    return _content(value) if isinstance(value, CodeType) else type(value).__qualname__
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 (an empty one raises)
+    except ValueError:
+        return True
+    return False
+
+
+def _content(code: CodeType) -> list[Any]:
+    return [code.co_code, code.co_names, [_plain(constant) for constant in code.co_consts]]

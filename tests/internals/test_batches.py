@@ -1,4 +1,5 @@
 from collections import UserDict, namedtuple
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,15 +9,10 @@ from torch import nn
 
 from lightning_neuroimp import ProbeSet, ablation_faithfulness, deletion_curve, neuron_importance
 from lightning_neuroimp.batches.fields import find_tokens, labels_of, split_batch
-from lightning_neuroimp.batches.structure import (
-    batch_size,
-    bytes_per_sample,
-    empty_rows,
-    fingerprint,
-    set_row,
-    signature,
-    take_rows,
-)
+from lightning_neuroimp.batches.layout import read_batch
+from lightning_neuroimp.batches.probe import ProbeSampler
+from lightning_neuroimp.batches.stacks import Room, Stack, host_rows
+from lightning_neuroimp.batches.structure import copied_to, fingerprint, to_device
 from lightning_neuroimp.capture.forward import forward_logits
 from lightning_neuroimp.capture.targets import margin
 
@@ -136,35 +132,100 @@ NESTED = {
 }
 
 
-def test_rows_of_nested_batches():
-    assert batch_size(NESTED) == 4
-    assert bytes_per_sample(NESTED) == 4 * 3 + 8 + 8
-    taken = take_rows(NESTED, torch.tensor([2, 0]), 4)
+def joined(batch, *rows):
+    """Some samples of a batch, stored and joined again."""
+    flat = read_batch(batch)
+    room, rows = Room(flat), np.array(rows)
+    entries = zip(*[host_rows(leaf, rows) for leaf in flat.leaves], strict=True)
+    places = [room.put(sample) for sample in entries]
+    return Stack.of(room, np.array(places), rows)
+
+
+def test_samples_of_nested_batches():
+    flat = read_batch(NESTED)
+    assert flat.size == 4
+    assert flat.n_bytes.tolist() == [4 * 3 + 8 + 8] * 4
+    assert [type(leaf).__name__ for leaf in flat.leaves] == ["Tensor", "Tensor", "ndarray", "tuple"]
+    stack = joined(NESTED, 2, 0, 1)
+    taken = stack.batch(0, 2)
     assert torch.equal(taken["x"], NESTED["x"][[2, 0]])
+    assert isinstance(taken["deep"][0], Pair)
     assert torch.equal(taken["deep"][0].image, torch.tensor([2, 0]))
     assert taken["deep"][0].label.tolist() == [2, 0]
     assert taken["deep"][1] == ["c", "a"]
     assert taken["constant"] == 7
-    assert signature(NESTED, 4) == signature(taken, 2)
-    assert signature(NESTED, 4) != signature(NESTED | {"constant": 8}, 4)
-    joined = empty_rows(NESTED, 4, 6)
-    for place, row in ((0, 0), (1, 1), (5, 3), (2, 2), (3, 3)):
-        set_row(joined, place, NESTED, row, 4)
-    joined = take_rows(joined, torch.arange(4), 6)
-    assert torch.equal(joined["x"], NESTED["x"])
-    assert isinstance(joined["deep"][0], Pair)
-    assert joined["deep"][1] == list("abcd")
-    assert joined["constant"] == 7
-    assert joined["scalar"] == 2
-    assert len({fingerprint(take_rows(joined, torch.tensor([row]), 4)) for row in range(4)}) == 4
-    assert fingerprint(joined) == fingerprint(take_rows(joined, torch.arange(4), 4))
+    assert taken["scalar"] == 2
+    assert flat.signature == read_batch(taken).signature
+    assert flat.signature != read_batch(NESTED | {"constant": 8}).signature
+    assert flat.signature != read_batch(NESTED | {"scalar": torch.tensor(3.0)}).signature
+    assert len(set(stack.fingerprint.tolist())) == 3
+    assert stack.fingerprint[1] == fingerprint(stack.batch(1, 2))
+    sample = stack.sample(0)
+    assert sample["x"].tolist() == [6, 7, 8]
+    assert sample["deep"] == [Pair(2, 2), "c"]
+    assert (sample["constant"], sample["scalar"]) == (7, 2)
 
 
-def test_taken_rows_are_copies():
-    batch = (torch.zeros(3, 2), torch.zeros(3))
-    taken = take_rows(batch, torch.tensor([1]), 3)
-    batch[0].fill_(9)
-    assert taken[0].eq(0).all()
+class Counting(Mapping):
+    """Counts how often its parts are read."""
+
+    def __init__(self, **parts):
+        self.parts, self.reads = parts, 0
+
+    def __getitem__(self, key):
+        self.reads += 1
+        return self.parts[key]
+
+    def __iter__(self):
+        return iter(self.parts)
+
+    def __len__(self):
+        return len(self.parts)
+
+
+def test_a_batch_is_walked_once():
+    def batch():
+        return Counting(x=torch.zeros(4, 2), y=torch.zeros(4))
+
+    sampler = ProbeSampler(100)
+    sampler.add(batch())
+    second, third = batch(), batch()
+    sampler.add(second)
+    assert second.reads == 2  # one for each part, although four samples were stored
+    sampler.add(read_batch(third))
+    assert third.reads == 2
+    assert len(sampler.close()) == 12
+
+
+def test_reading_shares_memory_and_storing_copies():
+    batch = {"x": torch.zeros(3, 2), "files": list("abc"), "scalar": torch.tensor(1.0), "array": np.zeros(())}
+    assert read_batch(batch).leaves[0] is batch["x"]
+    stack = joined(batch, 1)
+    batch["x"].fill_(9)
+    batch["scalar"].fill_(9)
+    batch["array"].fill(9)
+    for _ in range(2):  # and again: batches belong to whoever has asked for them
+        taken = stack.batch(0, 1)
+        assert (taken["x"].tolist(), taken["scalar"], taken["array"]) == ([[0, 0]], 1, 0)
+        taken["x"].fill_(5)
+        taken["scalar"].fill_(5)
+        taken["array"].fill(5)
+        taken["files"].append("z")
+    assert stack.batch(0, 1)["files"] == ["b"]
+
+
+def test_moving_copies_only_what_is_elsewhere():
+    batch = {"x": torch.zeros(3), "array": np.zeros(3), "sampled": Sampled(torch.zeros(3), torch.zeros(3))}
+    here, meta = torch.device("cpu"), torch.device("meta")
+    moved, copied = to_device(batch, here), copied_to(batch, here)
+    assert moved["x"] is batch["x"]
+    assert moved["sampled"].image is batch["sampled"].image
+    assert to_device(batch, meta)["sampled"].image.device == meta
+    copied["x"].fill_(1)
+    copied["array"].fill(1)
+    copied["sampled"].image.fill_(1)
+    assert batch["x"].sum() == batch["array"].sum() == batch["sampled"].image.sum() == 0
+    assert isinstance(copied["sampled"], Sampled)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +237,7 @@ def test_taken_rows_are_copies():
 )
 def test_batches_without_a_sample_axis(batch, phrase):
     with pytest.raises(ValueError, match="must share their first dimension") as error:
-        batch_size(batch)
+        read_batch(batch)
     assert phrase in str(error.value)
     assert "collate_fn" in str(error.value)
 
@@ -372,19 +433,22 @@ def test_graphs_through_forward_fn(packed):
     labels = np.array([graph.label for graph in graphs])
     for row, label in enumerate(whole["pooled"].cluster_ids):
         np.testing.assert_allclose(whole["pooled"].mean[row], expected[labels == label].mean(0), atol=1e-5)
-    with pytest.raises(ValueError, match=r"all their tokens or nodes in one row, cannot be explained: choose one"):
+    with pytest.raises(
+        ValueError, match=r"all their tokens or nodes in one row, cannot be explained: choose a later one"
+    ):
         neuron_importance(model, batches, layers="node", forward_fn=forward)
 
 
 def test_dataclass_batches_keep_their_kind():
     batch = Sampled(X, Y)
-    assert batch_size(batch) == 4
-    assert bytes_per_sample(batch) == 3 * 4 + 8
-    taken = take_rows(batch, torch.tensor([2, 0]), 4)
+    flat = read_batch(batch)
+    assert flat.size == 4
+    assert flat.n_bytes.tolist() == [3 * 4 + 8] * 4
+    taken = joined(batch, 2, 0).batch(0, 2)
     assert isinstance(taken, Sampled)
     assert torch.equal(taken.image, X[[2, 0]])
-    assert fingerprint(taken) != fingerprint(take_rows(batch, torch.tensor([0, 2]), 4))
-    assert signature(batch, 4) == signature(taken, 2)
+    assert fingerprint(taken) != fingerprint(joined(batch, 0, 2).batch(0, 2))
+    assert flat.signature == read_batch(taken).signature
     seen = [one for one, _ in ProbeSet.from_batches([batch] * 2).batches()]
     assert all(isinstance(one, Sampled) for one in seen)
     assert sum(len(one.target) for one in seen) == 8

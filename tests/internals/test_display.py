@@ -7,17 +7,17 @@ import pytest
 from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ablation_faithfulness, neuron_importance
-from lightning_neuroimp.display.figures import (
-    MAX_PANELS,
-    agreement_figure,
-    deletion_figure,
-    specificity_figure,
-    to_image,
-)
-from lightning_neuroimp.display.summary import markdown, summary
+from lightning_neuroimp.display.figures.agreement import agreement_figure
+from lightning_neuroimp.display.figures.common import to_image
+from lightning_neuroimp.display.figures.deletion import MAX_PANELS, deletion_figure
+from lightning_neuroimp.display.figures.specificity import specificity_figure
+from lightning_neuroimp.display.summary import markdown, summary, summary_document
 from lightning_neuroimp.display.tensorboard.summaries import MAX_HISTOGRAMS, write_summaries
 from lightning_neuroimp.display.tensorboard.tags import cluster_tags
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.history import agreement
+from lightning_neuroimp.results.verdict import Verdict
+from lightning_neuroimp.site import Site
 from tests.support.digits import train, validation_batches
 
 
@@ -64,36 +64,95 @@ def test_the_table_says_what_the_results_say(results):
         assert len(driving) == (results[one.site] is one)  # once per site
         gaps, lds, reliability = [line for line in block if line not in driving][-3:]
         assert gaps.startswith(f"Gaps of simpler rankings, to compare with {judged.gap[-1]:+.3f}: activation size")
-        assert f"LDS, 1 is perfect): {judged.lds[-1]:.2f} ({judged.lds_interval[-1, 0]:+.2f} to " in lds
+        assert f"LDS, 1 is perfect): {judged.lds[-1]:.2f} (95%: {judged.lds_interval[-1, 0]:.2f} to " in lds
         mean = np.average(one.reliability.split_half, weights=results.clusters.size)
         assert reliability.startswith(
-            f"Reliability, by which a cluster's halves agree on its neurons: {mean:.2f}; .9 takes"
+            f"Reliability (how well a cluster's halves agree on its neurons, 1 is perfect): {mean:.2f}; .9 takes about"
         )
         overlap = np.average(one.reliability.top_overlap, weights=results.clusters.size)
-        assert reliability.endswith(f"Their top 4 overlap by {overlap:.2f} (by chance 0.07).")
+        assert reliability.endswith(f"The halves' top 4 overlap by {overlap:.2f} (by chance 0.07).")
     for one in results.comparisons:
-        assert f"{one.site}: {one.better}; gap of {one.first} - gap of {one.second}: {one.difference:+.3f} (" in text
+        loser = one.second if one.better == one.first else one.first
+        told = f"{one.site}: {one.better}; its gap exceeds that of {loser} by {abs(one.difference):.3f} (95%: "
+        assert told in text
     q_values = np.concatenate([one.faithfulness.q_value for one in results.importances])
-    assert f"cluster counts; {(q_values <= 0.05).sum()} of 40 do at 5%. With 19 random orders" in text
-    assert "a few of 40 tests cannot stand out alone: n_random=799 would let them" in text
+    legend = " ".join(text.split())
+    assert f"the cluster's gap counts; {(q_values <= 0.05).sum()} of 40 do at 5%. With 19 random orders" in legend
+    assert "too large for a few of 40 tests to stand out alone: n_random=799 would let them" in legend
+
+
+def test_comparisons_name_the_better_score(results):
+    first, second = (dataclasses.replace(results.comparisons[0], difference=sign * 0.2) for sign in (1, -1))
+    first = dataclasses.replace(first, interval=np.array([0.1, 0.3]))
+    second = dataclasses.replace(second, interval=np.array([-0.3, -0.1]))
+    neither = dataclasses.replace(first, interval=np.array([-0.1, 0.5]))
+    lines = (
+        summary(results.replace(comparisons=(first, second, neither))).split("Which score is better?\n")[1].splitlines()
+    )
+    assert lines[:3] == [
+        "1: gradient_x_activation; its gap exceeds that of gradient by 0.200 (95%: 0.100 to 0.300).",
+        "1: gradient; its gap exceeds that of gradient_x_activation by 0.200 (95%: 0.100 to 0.300).",
+        "1: no clear difference; gap of gradient_x_activation - gap of gradient: +0.200 (95%: -0.100 to +0.500).",
+    ]
 
 
 def test_the_rule_of_the_gap_is_stated(results):
     for text in (summary(results), markdown(results)):
-        assert "1, 2, 4, 7, 16 of 32 neurons; on 512 samples, ranked on one half of a cluster" in text
+        legend = " ".join(text.split())
+        assert "1, 2, 4, 7, 16 of 32 neurons; on 512 samples, ranked on one half of a cluster" in legend
         assert (
-            "share of 19 random orders, and the ranking itself, with a gap as large (smallest possible: 0.05)" in text
-        )
-        assert "faithful: p <= .05 and a gap of at least 5%" in text
+            "p: fraction of the 19 random orders (counting the ranking itself) whose gap is at least as large "
+            "(smallest possible: 0.05)."
+        ) in legend
+        assert "faithful: p <= 0.05 and a gap of at least 5%" in legend
+        for verdict in Verdict:
+            assert f"{verdict}: " in legend
+
+
+def test_terminal_and_page_say_the_same(results):
+    document = summary_document(results, "labels")
+    page, terminal = markdown(results, "labels"), summary(results, "labels")
+    lines = {" ".join(line.strip("| ").replace("|", " ").split()) for line in page.splitlines()}
+    for section in document.sections:
+        for block in section.blocks:
+            for row in getattr(block, "rows", ()):
+                assert " ".join(" ".join(row).split()) in lines
+                assert any(all(cell in line for cell in row) for line in terminal.splitlines())
+            for line in getattr(block, "lines", ()):
+                assert line in terminal
+                assert line in page
+    assert page.index("Findings") < page.index("| cluster ") < page.index("#### 1, 32 neurons")
+    assert terminal.index("validation samples") < terminal.index("\n1, 32 neurons") < terminal.index("\nFindings")
+
+
+def test_names_do_not_break_tables(results):
+    """From results to both texts; `test_document.py` has many more names."""
+    names = ("a|b", "<script>", "`c", "two\nlines", "\x1b[31mred", "x" * 999, *results.clusters.names[6:])
+    clusters = dataclasses.replace(results.clusters, names=names)
+    one = results.importances[0]
+    removal = dataclasses.replace(one.removal, where=Site("wide|__x__"))
+    one = dataclasses.replace(one, removal=removal, attribution="<lambda>")
+    odd = results.replace(importances=(one,), comparisons=(), clusters=clusters, notes=("1 | *2*",), activities=())
+    rows = [line for line in markdown(odd).splitlines() if line.startswith("| ")]
+    cells = [row.count("|") for row in rows]
+    assert cells == [5] * 11 + [9] * 12
+    assert [row.split()[1] for row in rows[1:5]] == ["a&#124;b", "&#60;script>", "&#96;c", "two"]
+    assert "#### wide&#124;&#95;&#95;x&#95;&#95;, 32 neurons, &#60;lambda>: " in markdown(odd)
+    assert "**Note:** 1 &#124; &#42;2&#42;" in markdown(odd)
+    block = next(part for part in summary(odd).split("\n\n") if part.startswith("wide|__x__, 32 neurons, <lambda>: "))
+    table = block.splitlines()[1:14]
+    assert [line[:42].strip() for line in table[2:7]] == ["a|b", "<script>", "`c", "two lines", r"\x1b[31mred"]
+    sizes = [line[42:50].strip() for line in table[2:]]
+    assert sizes == [*map(str, clusters.size), str(clusters.size.sum())]
 
 
 def test_clusters_that_change_are_described(kmeans):
     text = summary(kmeans)
-    assert "agreement with last epoch: 1.00" in text
+    assert "agreement with the last epoch's clusters: 1.00" in text
     assert "validation samples nearest to its centre" in text
     row = int(np.argmax(kmeans.clusters.size))
     counts = kmeans.clusters.class_counts[row]
-    assert f"{counts.argmax()} {counts.max() / counts.sum():.0%}" in text
+    assert f"{counts.argmax()} ({counts.max() / counts.sum():.0%})" in text
     assert "verdict" not in text
     assert "gap" not in text
 
@@ -140,6 +199,28 @@ def test_overall_is_the_weighted_mean_of_the_clusters(results):
 def test_no_figure_without_curves(kmeans):
     with pytest.raises(ValueError, match="no deletion curves at '1': run ablation_faithfulness on the results first"):
         deletion_figure(kmeans, "1")
+
+
+def test_no_figure_of_an_unknown_layer(results):
+    for draw in (deletion_figure, specificity_figure):
+        with pytest.raises(InvalidArgument, match=r"no layer 'encoder' in these results: the layers are '1', '3'"):
+            draw(results, "encoder")
+
+
+def test_figures_show_names_as_they_are(results):
+    """Matplotlib takes dollars for formulas, and leaves labels with an underscore out of legends."""
+    ours, other = (one for one in results.importances if one.site == "1")
+    ours = dataclasses.replace(ours, attribution="_$x^$")
+    clusters = dataclasses.replace(
+        results.clusters, names=("$a_$", "\x1b[31mred", "x" * 99, *results.clusters.names[3:])
+    )
+    found = results.replace(importances=(ours, other), clusters=clusters)
+    figure = deletion_figure(found, "1")
+    to_image(figure)  # a formula would fail here
+    legend = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend[-2:] == ["_$x^$", "gradient"]
+    titles = [axes.get_title() for axes in figure.axes[1:4]]
+    assert [title.split(" (")[0] for title in titles] == ["$a_$", r"\x1b[31mred", f"{'x' * 25}...{'x' * 12}"]
 
 
 class Writer:
@@ -192,16 +273,16 @@ def test_specificity_and_agreement_are_drawn():
     found = ablation_faithfulness(model, data, again, asked)
     text = summary(found)
     for words in (
-        "Specificity, of removing 4 neurons",
+        "Specificity (4 neurons removed)",
         "Symmetric relevance gain",
-        "normalised gap",
-        "with epoch 0: 1.00",
+        "Normalised gap",
+        "Stability (rank correlation with epoch 0): 1.00.",
     ):
         assert words in text
     before, after = (
         found["1"].faithfulness.specificity.balanced_accuracy @ found.clusters.size / found.clusters.size.sum()
     )
-    told = f"Balanced accuracy of telling a label from all others: {before:.2f}, without its top neurons {after:.2f}."
+    told = f"Balanced accuracy of a label against all others: {before:.2f}, without its top neurons {after:.2f}."
     assert told in text
     picture = specificity_figure(found, "1")
     matrices = [axes.images[0].get_array() for axes in picture.axes if axes.images]

@@ -15,10 +15,8 @@ from lightning_neuroimp import (
     list_sites,
     neuron_importance,
 )
-from lightning_neuroimp.batches.structure import batch_size
-from lightning_neuroimp.capture.donors import Donors
-from lightning_neuroimp.capture.suffix.suffix import ablate as replayed
-from lightning_neuroimp.study.ablation import suffix_recorder
+from lightning_neuroimp.batches.layout import read_batch
+from lightning_neuroimp.capture.subject import Subject
 from tests.support.families import CLASSES, FAMILIES, N, twin_baselines, twin_removed, twin_scores
 
 BASELINES = ["zero", "mean", "resample", 0.3]
@@ -27,7 +25,7 @@ CLUSTERS = {
     "predictions": "predictions",
     "groups": {0: "one", 1: "others", 2: "others"},
     "kmeans": KMeansClusters(2),
-    "callable": lambda batch: [number % 2 for number in range(batch_size(batch))],
+    "callable": lambda batch: [number % 2 for number in range(read_batch(batch).size)],
 }
 pytestmark = [
     pytest.mark.usefixtures("double"),
@@ -56,8 +54,10 @@ def test_scores_and_ablations_equal_a_slow_twin(name, baseline):
     probe = ProbeSet.from_batches(family.batches, seed=5)
     results = neuron_importance(family.model, probe, layers=family.site, baseline=baseline, seed=5)
     one = results[family.site]
-    donors = Donors(probe, 5)
-    baselines = twin_baselines(family, baseline, donors.of)
+    subject = Subject(family.model, probe)
+    donors = subject.donors(one.removal.baseline, 5)
+    donor_of = None if donors is None else dict(zip(range(N), donors.of(np.arange(N)).tolist(), strict=True))
+    baselines = twin_baselines(family, baseline, donor_of)
     scores = twin_scores(family, baselines, family.labels)
     assert one.removal.n_neurons == scores.shape[1]
     for row, label in enumerate(one.cluster_ids.tolist()):
@@ -65,14 +65,14 @@ def test_scores_and_ablations_equal_a_slow_twin(name, baseline):
         np.testing.assert_allclose(one.mean[row], scores[member].mean(0), atol=1e-11)
         np.testing.assert_allclose(one.abs_mean[row], scores[member].abs().mean(0), atol=1e-11)
 
-    replayer = suffix_recorder(family.model, probe, one.removal, None, 5)
+    recorder = subject.recorder(one.removal, donors)
     neurons = [0, scores.shape[1] - 1]
     mask = torch.zeros(1, scores.shape[1], dtype=torch.bool)
     mask[0, neurons] = True
     seen = 0
     with torch.no_grad():
         for batch, numbers in probe.batches():
-            logits, _ = replayed(replayer.record(batch, numbers), one.removal, mask)
+            logits, _ = recorder.record(batch, numbers).ablated(mask)
             for row, sample in enumerate(numbers.tolist()):
                 expected = twin_removed(family, baselines, sample, neurons)
                 torch.testing.assert_close(logits[row], expected, rtol=1e-9, atol=1e-11)
@@ -105,8 +105,8 @@ def test_every_kind_of_clusters(name, kind):
     for row, key in enumerate(one.cluster_ids.tolist()):
         np.testing.assert_allclose(one.mean[row], scores[cluster == key].mean(0), atol=1e-11)
     if kind == "predictions":
-        said = torch.cat([family.logits(family.model, family.one(sample)) for sample in range(N)])
-        np.testing.assert_array_equal(cluster, said.argmax(1))
+        logits = torch.cat([family.logits(family.model, family.one(sample)) for sample in range(N)])
+        np.testing.assert_array_equal(cluster, logits.argmax(1))
     if kind == "groups":
         np.testing.assert_array_equal(cluster, (family.labels > 0).long())
         assert results.clusters.names == ("one", "others")

@@ -22,7 +22,7 @@ from lightning_neuroimp import (
 from lightning_neuroimp.display.summary import markdown as write_markdown
 from lightning_neuroimp.display.summary import summary
 from lightning_neuroimp.importance.attributions.first_order import gradient_x_activation
-from lightning_neuroimp.results.findings import diagnosis, layers, rankings
+from lightning_neuroimp.results.findings import diagnosis, evidence
 from lightning_neuroimp.study.randomisation import weight_randomisation
 from tests.support.digits import digits, train, validation_batches
 from tests.support.toys import Function
@@ -101,7 +101,7 @@ def test_near_chance(relu):
     untrained = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     found = finding(measured(untrained, settings=None), "near-chance")
     assert re.match(
-        r"the model is right for \d+% of the samples, for \d+% of a class on average; to name one", found.text
+        r"the model is right for \d+% of the samples \(\d+% averaged over classes\); always naming one", found.text
     )
     assert "would give 10%" in found.text
     assert "near-chance" not in ids(measured(relu, settings=None))
@@ -118,7 +118,7 @@ def test_near_chance(relu):
 
 def test_mixed_clusters(relu):
     found = finding(measured(relu, settings=None, clusters=KMeansClusters(3)), "mixed-clusters")
-    assert re.search(r"commonest class of a cluster has [23]\d% of it", found.text)
+    assert re.search(r"the most common class makes up [23]\d% of a cluster", found.text)
     assert len(found.clusters) == 3
     assert "mixed-clusters" not in ids(measured(relu, settings=None, clusters=KMeansClusters(10)))
 
@@ -136,7 +136,7 @@ def test_saturated_targets(tanh):
     for settings in (SETTINGS, None):
         found = finding(measured(tanh, target="probability", settings=settings, **options), "saturated-target")
         assert re.search(
-            r"target='probability' is flat where the model is sure: .* carried by \d+% of the s", found.text
+            r"target='probability' is flat where the model is confident: .* carried by \d+% of the s", found.text
         )
         assert ("LDS" in found.text) == (settings is not None)
         assert found.remedy == "target='margin'"
@@ -157,7 +157,7 @@ def test_effects_to_first_order_are_of_the_margin_for_saturating_targets(tanh):
 def test_derivatives_without_distance(relu, tanh):
     for settings in (SETTINGS, None):
         found = finding(measured(tanh, attribution="gradient", settings=settings), "derivative-without-distance")
-        assert re.search(r"top neurons carry \d+% of the effect that the best ones carry", found.text)
+        assert re.search(r"the top neurons account for \d+% of the achievable effect", found.text)
         assert found.remedy == "attribution='gradient_x_activation'"
         assert "derivative-without-distance" not in ids(measured(relu, attribution="gradient", settings=settings))
     results = measured(tanh, attribution=["gradient", "gradient_x_activation"])
@@ -177,7 +177,7 @@ def test_captured_effects_against_a_slow_twin(tanh):
                 order = sorted(range(128), key=lambda neuron: -scores[half, cluster, neuron])
                 for k in (2, 3, 7, 13, 26, 64):
                     carried[kind] += sum(effects[neuron] for neuron in order[:k]) * one.count[:, cluster].sum()
-    assert rankings.captured_effect(one) == pytest.approx(carried["own"] / carried["best"])
+    assert evidence.captured_effect(one) == pytest.approx(carried["own"] / carried["best"])
 
 
 def test_activations_without_derivatives(tanh):
@@ -213,7 +213,7 @@ def test_absolute_values(relu):
 
 def test_signed_activations(relu, tanh):
     found = finding(measured(tanh, attribution=["gradient", "activation"]), "signed-activations")
-    assert re.match(r"(9\d|100)% of the neurons go to both sides of the baseline", found.text)
+    assert re.match(r"(9\d% of the|all) neurons take values on both sides of the baseline", found.text)
     assert "signed-activations" not in ids(measured(relu, attribution=["gradient", "activation"]))
 
 
@@ -239,7 +239,7 @@ def test_cancelling_signs(relu):
         Cancelling().eval(), [(x, torch.zeros(400, dtype=torch.int64))], layers="site", attribution=["gradient"]
     )
     found = finding(results, "cancelling-signs")
-    assert re.search(r"[1-9]\d% of the scores' size cancels inside the clusters", found.text)
+    assert re.search(r"[1-9]\d% of the scores' magnitude cancels within the clusters", found.text)
     assert "cancelling-signs" not in ids(measured(relu, attribution="gradient"))
 
 
@@ -256,7 +256,7 @@ def test_saturated_activations(relu):
         assert ("saturated-activation" in ids(results)) == expected
     found = finding(results, "saturated-activation")
     assert found.site == "0"
-    assert re.match(r"tanh takes these values next and is saturated: the derivative does not see (8|9)\d%", found.text)
+    assert re.match(r"these values are the input of a saturated tanh: its gradient misses (8|9)\d%", found.text)
     # a baseline that is saturated is not what the derivative is taken at
     with torch.no_grad():
         model[0].weight.mul_(1e-3)
@@ -339,7 +339,7 @@ def test_accuracy_that_hardly_falls(breast_cancer):
     assert results["1"].faithfulness.verdict[-1] == "weak"
     found = finding(results, "hardly-any-fall")
     assert re.search(
-        r"LDS (0\.9\d|1\.00)\), but accuracy hardly does: without the top 32 of 64 neurons 9\d%", found.text
+        r"LDS (0\.9\d|1\.00)\), but accuracy hardly falls: without the top 32 of 64 neurons, 9\d%", found.text
     )
     more = measured(model, batches, AblationFaithfulness(fractions=(0.5, 0.7, 0.8, 0.9, 0.95)))
     assert more["1"].faithfulness.verdict[-1] == "faithful"
@@ -352,7 +352,7 @@ def test_rankings_that_are_no_better_than_simple_ones(relu):
     with torch.no_grad():
         y = (model(x)[:, 0] <= 0).long()
     two = measured(model, [(x, y)], layers="site.1", clusters=lambda batch: (batch[0][:, 0] > 0).long(), target_class=0)
-    assert {"to rank by mean |activation - baseline|", "one ranking for all clusters"} == {
+    assert {"ranking by mean |activation - baseline|", "one ranking for all clusters"} == {
         one.text.partition(" is as good")[0] for one in two.findings if one.id == "no-better-than-reference"
     }
     assert "no-better-than-reference" not in ids(measured(relu))
@@ -378,7 +378,7 @@ def test_single_clusters_that_are_not_borne_out(relu):
     assert results["1"].faithfulness.verdict[-1] == "faithful"
     found = finding(results, "clusters-not-borne-out")
     assert found.clusters == ("7",)
-    assert re.search(r"but not that of 1 of 8 clusters \(the commonest class has 3\d% of them\)", found.text)
+    assert re.search(r"but not that of 1 of 8 clusters \(whose most common class makes up 3\d%\)", found.text)
     assert "clusters-not-borne-out" not in ids(measured(relu, clusters=clusters))
 
 
@@ -427,15 +427,15 @@ def test_first_order_that_fails(tanh):
 def test_what_was_measured_is_believed(relu):
     """A score that another one beats for certain is poor, whatever first order says of both."""
     results = measured(relu, attribution=["gradient_x_activation", "gradient"])
-    assert rankings.captured_effect(results["1", "gradient"]) > 0.8
+    assert evidence.captured_effect(results["1", "gradient"]) > 0.8
     assert "derivative-without-distance" not in ids(results)
     (comparison,) = results.comparisons
     assert comparison.better == "gradient_x_activation"
     reachable, one = results["1"].faithfulness.gap[-1], results["1", "gradient"]
 
     def with_gap(gap, captured=True):
-        overall = dataclasses.replace(one.faithfulness, gap=gap)
-        changed = dataclasses.replace(one, faithfulness=dataclasses.replace(one.faithfulness, overall=overall))
+        gaps = np.append(one.faithfulness.gap[:-1], gap)
+        changed = dataclasses.replace(one, faithfulness=dataclasses.replace(one.faithfulness, gap=gaps))
         if not captured:
             changed = dataclasses.replace(changed, half_first_order=np.full_like(one.half_first_order, np.nan))
         return diagnosis.diagnose(results.replace(importances=(results["1"], changed)))
@@ -491,8 +491,9 @@ def test_saved_shown_and_ranked(tanh, tmp_path):
 def test_all_findings_are_explained():
     page = (Path(__file__).parents[2] / "examples" / "findings.md").read_text()
     assert re.findall(r"^### `([\w-]+)`$", page, re.MULTILINE) == list(diagnosis.IDS)
-    source = "".join(Path(module.__file__).read_text() for module in (diagnosis, layers, rankings))
-    assert set(re.findall(r'^ +"([a-z]+(?:-[a-z]+)+|redundancy)",$', source, re.MULTILINE)) == set(diagnosis.IDS)
+    rules = (Path(diagnosis.__file__).parent / f"{name}.py" for name in ("samples", "layers", "scores", "removal"))
+    source = "".join(path.read_text() for path in rules)
+    assert sorted(set(re.findall(r'"([a-z]+(?:-[a-z]+)+|redundancy)"', source))) == sorted(diagnosis.IDS)
 
 
 class Relu(torch.autograd.Function):
@@ -592,7 +593,7 @@ def test_effects_do_not_decide_which_samples_count():
     assert both["site", "gradient"].non_finite == 50
     np.testing.assert_array_equal(both["site", "activation"].mean, alone["site"].mean)
     assert np.isnan(both["site", "activation"].half_first_order).all()
-    assert np.isnan(rankings.captured_effect(both["site", "activation"]))
+    assert np.isnan(evidence.captured_effect(both["site", "activation"]))
 
 
 def test_they_take_no_pass(tanh):
@@ -616,3 +617,62 @@ def test_nothing_to_diagnose():
     results = measured(model, [(bad, y[:12])], attribution=["gradient_x_activation", "gradient", "random"])
     assert "few-samples" in ids(results)
     assert all(np.isfinite(one.weight) for one in results.findings)
+
+
+def test_what_is_missing_is_no_error(tanh):
+    """Parts of a measurement can be taken out: what they are evidence of is not raised, all else is."""
+    scores = ["gradient_x_activation", "gradient", "activation"]
+    whole = measured(tanh, layers=["1", "3"], attribution=scores, clusters=KMeansClusters(3))
+    raised = {(one.id, one.site, one.attribution) for one in whole.findings}
+    assert {"derivative-without-distance", "signed-activations"} <= {one[0] for one in raised}
+
+    def without(**parts):
+        return {(one.id, one.site, one.attribution) for one in diagnosis.diagnose(whole.replace(**parts))}
+
+    assert {one[0] for one in raised - without(comparisons=())} <= {"first-order-fails"}
+    needs_activities = {"signed-activations", "saturated-activation", "constant-neurons", "baseline-outside"}
+    assert raised - without(activities=()) == {one for one in raised if one[0] in needs_activities}
+    assert without(randomisations=()) == raised
+    first = tuple(one for one in whole.importances if one.site == "1")
+    assert without(importances=first) == {one for one in raised if one[1] != "3"}
+    alone = without(importances=first[1:2])
+    assert ("derivative-without-distance", "1", "gradient") in alone
+    assert without(importances=()) == set()
+    bare = tuple(dataclasses.replace(one, faithfulness=None, half_first_order=None) for one in whole.importances)
+    assert {one[0] for one in without(importances=bare, comparisons=(), activities=())} <= {"mixed-clusters"}
+
+
+def named(name, score):
+    return Attribution(name, score)
+
+
+def test_names_of_scores_are_no_kinds(tanh):
+    gradient = named("random", lambda batch: batch.sum_positions(batch.gradient))
+    results = measured(tanh, attribution=[gradient, "gradient_x_activation"])
+    assert "better-score-at-hand" in ids(results, "random")
+    results = measured(tanh, attribution=named("gradient", lambda batch: batch.sum_positions(batch.gradient)))
+    assert "better-score-at-hand" in ids(results)
+    assert not {"derivative-without-distance", "signed-activations", "saturated-activation"} & ids(results)
+
+
+def labels(batch):
+    return batch[1] % 2
+
+
+def test_a_function_called_labels_is_not_taken_for_labels(tanh):
+    results = measured(tanh, clusters=labels, settings=None)
+    assert (results.clusters.source, results.clusters.kind) == ("labels", "own")
+    assert "mixed-clusters" in ids(results)
+    few = results.replace(importances=tuple(map(unreliable, results.importances)))
+    raised = next(one for one in diagnosis.diagnose(few) if one.id == "halves-disagree")
+    assert raised.remedy == "more samples (.9 takes about 400 per cluster), fewer or more homogeneous clusters"
+    same = dataclasses.replace(results.clusters, kind="labels")
+    raised = next(one for one in diagnosis.diagnose(few.replace(clusters=same)) if one.id == "halves-disagree")
+    assert raised.remedy == "more samples (.9 takes about 400 per cluster)"
+
+
+def unreliable(importance):
+    poor = dataclasses.replace(
+        importance.reliability, split_half=np.full(2, 0.3), samples_needed=np.array([300.0, 500.0])
+    )
+    return dataclasses.replace(importance, reliability=poor)

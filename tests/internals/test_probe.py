@@ -1,14 +1,18 @@
+import dataclasses
 from collections import UserDict
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, chi2
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_neuroimp import ProbeSet
+from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ProbeSet, ablation_faithfulness, neuron_importance
 from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.batches.probe import ProbeSampler
+from lightning_neuroimp.batches.processes import Processes
+from lightning_neuroimp.batches.structure import fingerprint
 from tests.support.toys import in_lockstep
 
 
@@ -91,8 +95,8 @@ def test_bytes_are_bounded_while_the_stream_runs():
     sampler = ProbeSampler(max_samples=10**6, max_bytes=1600)
     for batch in stream(1000):
         sampler.add(batch)
-        assert sampler._bytes <= 1600
-        assert sampler._count <= 100
+        assert sampler._draw.n_bytes <= 1600
+        assert sampler._draw.count <= 100
     assert len(sampler.close()) == 100
 
 
@@ -108,9 +112,9 @@ def test_many_shapes_do_not_hold_more_than_the_bound():
     sampler = ProbeSampler(max_bytes=4 * 2000)
     for length in range(1, 200):
         sampler.add((torch.zeros(3, length),))
-        assert sampler._bytes <= 8000
-        assert len(sampler._blocks) <= sampler._count
-        assert sum(4 * block.rows[0].numel() for block in sampler._blocks.values()) <= 2 * 8000
+        assert sampler._draw.n_bytes <= 8000
+        assert len(sampler._rooms.of) <= sampler._draw.count
+        assert sum(4 * room.leaves[0].numel() for room in sampler._rooms.of.values()) <= 2 * 8000
     probe = sampler.close()
     assert sum(batch[0].numel() for batch, _ in probe.batches()) <= 2000
 
@@ -153,7 +157,7 @@ def test_several_processes_hold_together_what_one_would():
         if rank == 2:
             mine, index = torch.cat([mine, torch.tensor([0])]), np.append(index, -1)
         sampler.add((mine[:, None].float(), mine), index)
-        shares[rank] = sampler.close(gather)
+        shares[rank] = sampler.close(Processes(gather))
 
     in_lockstep(world, process)
     assert sorted(np.concatenate([share.index for share in shares])) == sorted(whole.index)
@@ -234,7 +238,7 @@ def test_strata_of_several_processes():
         mine = np.arange(rank, len(SHUFFLED), 3)
         y = torch.tensor(SHUFFLED)[mine]
         sampler.add((y[:, None].float(), y), mine)
-        shares[rank] = sampler.close(gather)
+        shares[rank] = sampler.close(Processes(gather))
 
     in_lockstep(3, process)
     found = np.concatenate([share.index for share in shares])
@@ -278,3 +282,105 @@ def test_samples_by_their_numbers():
 def test_strata_that_cannot_be_made(options, batch, message):
     with pytest.raises(ValueError, match=message):
         ProbeSet.from_batches([batch], **options)
+
+
+class Shifted(nn.Module):
+    """Shifts its inputs, in place or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.in_place = in_place
+
+    def shift(self, x):
+        return x.sub_(1).mul_(2) if self.in_place else (x - 1) * 2
+
+    def forward(self, x):
+        return self.body(self.shift(x))
+
+
+@dataclasses.dataclass
+class Item:
+    x: torch.Tensor
+    label: int
+
+
+class Node(Item):
+    """As a graph of PyTorch Geometric's: `to` copies only where it must."""
+
+    def to(self, device):
+        return Node(self.x.to(device), self.label)
+
+    def clone(self):
+        return Node(self.x.clone(), self.label)
+
+
+class Nodes:
+    """As a batch of PyTorch Geometric's: its graphs are views of its memory."""
+
+    def __init__(self, nodes):
+        self.x, self.labels = torch.cat([node.x for node in nodes]), [node.label for node in nodes]
+
+    def to_data_list(self):
+        return [Node(row, label) for row, label in zip(self.x.split(1), self.labels, strict=True)]
+
+    @classmethod
+    def from_data_list(cls, nodes):
+        return cls(nodes)
+
+
+HOW = {
+    "pairs": (lambda x, y: (x, y), None),
+    "named": (lambda x, y: {"x": x, "label": y}, None),
+    "arrays": (
+        lambda x, y: [x.numpy(), y.numpy()],
+        lambda model, batch: (model(torch.from_numpy(batch[0])), torch.from_numpy(batch[1])),  # shares memory
+    ),
+    "dataclasses": (
+        lambda x, y: [Item(row, label) for row, label in zip(x, y.tolist(), strict=True)],
+        lambda model, batch: (
+            model.body(torch.stack([model.shift(item.x) for item in batch])),
+            torch.tensor([item.label for item in batch]),
+        ),
+    ),
+    "graphs": (
+        lambda x, y: Nodes([Node(row[None], label) for row, label in zip(x, y.tolist(), strict=True)]),
+        lambda model, batch: (model(batch.x), torch.tensor(batch.labels)),
+    ),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("how", "baseline"), [*((how, "mean") for how in HOW), ("pairs", "resample")])
+def test_models_that_work_in_place_on_their_inputs_get_the_right_samples_in_every_pass(how, baseline):
+    make, forward_fn = HOW[how]
+    x, y = torch.randn(32, 6), torch.arange(32) % 3
+    found = []
+    for in_place in (False, True):
+        probe = ProbeSet.from_batches([make(x[:16].clone(), y[:16]), make(x[16:].clone(), y[16:])], max_samples=30)
+        before = [fingerprint(batch) for batch, _ in probe.batches()]
+        model = Shifted(in_place)
+        results = neuron_importance(
+            model, probe, layers="body.3", clusters=KMeansClusters(2), baseline=baseline, forward_fn=forward_fn,
+            attribution=["gradient_x_activation", "integrated_gradients", "leave_one_out"],
+        )  # fmt: skip
+        settings = AblationFaithfulness()
+        found.append(ablation_faithfulness(model, probe, results, settings, forward_fn=forward_fn))
+        assert [fingerprint(batch) for batch, _ in probe.batches()] == before
+    for expected, importance in zip(found[0].importances, found[1].importances, strict=True):
+        np.testing.assert_array_equal(importance.mean, expected.mean)
+        np.testing.assert_array_equal(importance.faithfulness.gap, expected.faithfulness.gap)
+
+
+def test_a_step_that_works_in_place_does_not_change_samples_that_are_kept():
+    for make, _ in HOW.values():
+        x, y = torch.randn(16, 6), torch.arange(16) % 3
+        sampler = ProbeSampler(10)
+        batch = make(x, y)
+        sampler.add(batch)
+        before = [fingerprint(one) for one, _ in sampler.close().batches()]
+        x.zero_()
+        if isinstance(batch, Nodes):
+            batch.x.zero_()
+        assert [fingerprint(one) for one, _ in sampler.close().batches()] == before

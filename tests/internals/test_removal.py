@@ -1,10 +1,13 @@
+"""Targets, baselines, and what removal does to tensors."""
+
 import numpy as np
 import pytest
 import torch
 
 from lightning_neuroimp import Removal, Site
-from lightning_neuroimp.capture.removal import check_baseline, remove
-from lightning_neuroimp.capture.targets import TARGETS, check_target, target_values
+from lightning_neuroimp.capture.removal import Baseline, remove
+from lightning_neuroimp.capture.targets import Target
+from lightning_neuroimp.errors import InvalidArgument
 
 LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
 CLASSES = torch.tensor([0, 1])
@@ -20,14 +23,14 @@ CLASSES = torch.tensor([0, 1])
     ],
 )
 def test_targets_equal_slow_twins(name, twin):
-    found = target_values(TARGETS[name], LOGITS, CLASSES)
+    found = Target.of(name).values(LOGITS, CLASSES)
     expected = [twin(row, y) for row, y in zip(LOGITS.numpy(), CLASSES.tolist(), strict=True)]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
 def test_the_margin_is_the_log_odds_of_the_probability():
-    p = target_values(TARGETS["probability"], LOGITS, CLASSES)
-    margin = target_values(TARGETS["margin"], LOGITS, CLASSES)
+    p = Target.of("probability").values(LOGITS, CLASSES)
+    margin = Target.of("margin").values(LOGITS, CLASSES)
     torch.testing.assert_close(margin, (p / (1 - p)).log())
 
 
@@ -35,15 +38,31 @@ def test_targets_of_the_users_own():
     def mine(logits, classes):
         return logits.sum(1)
 
-    assert check_target(mine) == ("mine", mine)
-    with pytest.raises(ValueError, match=r"one scalar per sample, shape \(2,\), got shape \(2, 3\)"):
-        target_values(lambda logits, classes: logits, LOGITS, CLASSES)
-    with pytest.raises(ValueError, match=r"target must be one of \['log_probability', .*\] or a callable.*got 'loss'"):
-        check_target("loss")
+    assert Target.of(mine) == Target("mine", "own", mine)
+    with pytest.raises(InvalidArgument, match=r"one scalar per sample, shape \(2,\), got shape \(2, 3\)"):
+        Target.of(lambda logits, classes: logits).values(LOGITS, CLASSES)
+    with pytest.raises(InvalidArgument, match=r"target must be 'margin', .* or a callable .*got 'loss'"):
+        Target.of("loss")
+
+
+def test_a_target_named_like_one_of_ours_is_still_the_users():
+    def margin(logits, classes):
+        return logits.sum(1)
+
+    target = Target.of(margin)
+    assert (target.name, target.kind) == ("margin", "own")
+    assert target.margin_slope(LOGITS, CLASSES) is None
+    assert target.values(LOGITS, CLASSES).tolist() == [2, 3]
+
+
+def test_what_is_no_baseline():
     with pytest.raises(
-        ValueError, match=r"baseline must be one of \['zero', 'mean', 'resample'\] or a finite number, got 'median'"
+        InvalidArgument,
+        match=r"baseline must be one of \['zero', 'mean', 'resample'\] or a finite number, got 'median'",
     ):
-        check_baseline("median")
+        Baseline.of("median")
+    assert Baseline.of(0) == Baseline("zero")
+    assert Baseline.of(-1) == Baseline("constant", -1.0)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])

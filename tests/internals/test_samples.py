@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_neuroimp import ProbeSet, describe_samples, neuron_importance
 from lightning_neuroimp.batches.description import as_picture
-from lightning_neuroimp.display.figures import to_image
+from lightning_neuroimp.display.figures.common import to_image
 from lightning_neuroimp.display.sample_pictures import samples_figure, samples_markdown
 from lightning_neuroimp.display.samples import exemplar_rows, neuron_rows, shown_samples, top_neurons
 from lightning_neuroimp.display.summary import summary
@@ -36,7 +36,7 @@ def test_the_samples_that_drive_a_neuron_are_those_with_the_largest_activations(
     assert set(shown_samples(results)) >= {number for _, numbers in exemplar_rows(results) for number in numbers}
     line = next(line for line in summary(results).splitlines() if line.startswith("Samples that drive top neurons"))
     first = next(iter(found))
-    assert f"{first}: {' '.join(map(str, results.activity('1').top_samples[first][:3]))}" in line
+    assert f"{' '.join(map(str, results.activity('1').top_samples[first][:3]))} (neuron {first})" in line
 
 
 @pytest.mark.parametrize(

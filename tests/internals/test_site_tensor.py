@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_neuroimp import Site, neuron_importance
 from lightning_neuroimp.capture.positions import chosen_positions
-from lightning_neuroimp.capture.site_tensor import Inputs, describe, read, write
+from lightning_neuroimp.capture.site_tensor import Inputs, describe_shapes, read_activation, write_activation
 from lightning_neuroimp.capture.sites import find_sites
 from tests.support.toys import class_zero
 
@@ -50,15 +50,15 @@ CONTAINERS = [
 
 @pytest.mark.parametrize(("site", "container"), CONTAINERS)
 def test_a_tensor_is_found_and_replaced_and_nothing_else_changes(site, container):
-    module, before = nn.ReLU(), describe(container)
-    assert read(site, module, container) is VALUE
+    module, before = nn.ReLU(), describe_shapes(container)
+    assert read_activation(site, module, container) is VALUE
     new = torch.randn(4, 3)
-    written = write(site, module, container, new)
+    written = write_activation(site, module, container, new)
     again = Inputs(*written) if site.side == "input" else written
     assert type(again) is type(container)
-    assert read(site, module, again) is new
-    assert read(site, module, container) is VALUE  # containers are copied
-    assert describe(container) == before == describe(again)
+    assert read_activation(site, module, again) is new
+    assert read_activation(site, module, container) is VALUE  # containers are copied
+    assert describe_shapes(container) == before == describe_shapes(again)
     others = [id(part) for part in _leaves(container) if part is not VALUE]
     assert others == [id(part) for part in _leaves(again) if part is not new]
 
@@ -73,8 +73,8 @@ def _leaves(value):
 
 def test_samples_on_another_axis_come_first():
     site, module, value = Site("m", sample_axis=1), nn.ReLU(), torch.randn(5, 4, 3)
-    assert torch.equal(read(site, module, value, 4), value.transpose(0, 1))
-    assert torch.equal(write(site, module, value, read(site, module, value)), value)
+    assert torch.equal(read_activation(site, module, value, 4), value.transpose(0, 1))
+    assert torch.equal(write_activation(site, module, value, read_activation(site, module, value)), value)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_samples_on_another_axis_come_first():
         (Site("m", item="c"), {"a": VALUE}, ["no item 'c' in its output, which is {a: Tensor 4 x 3}"]),
         (Site("m", side="input"), Inputs((VALUE, OTHER), {}), ["several tensors as its input", "side='input', item=0"]),
         (Site("m", side="input"), Inputs((), {}), ["has as its input none"]),
-        (Site("m"), torch.arange(4), ["an output of integers (torch.int64)", "choose a layer behind it"]),
+        (Site("m"), torch.arange(4), ["an output of integers (torch.int64)", "choose a later layer"]),
         (
             Site("m"),
             torch.zeros(7, 4, 3),
@@ -100,7 +100,7 @@ def test_samples_on_another_axis_come_first():
 )
 def test_what_cannot_be_read_says_what_would_do(site, value, phrases):
     with pytest.raises(ValueError, match=r"^layer 'm' \(ReLU\) ") as error:
-        read(site, nn.ReLU(), value, 4)
+        read_activation(site, nn.ReLU(), value, 4)
     for phrase in phrases:
         assert phrase in str(error.value)
 
@@ -109,8 +109,8 @@ def test_what_cannot_be_read_says_what_would_do(site, value, phrases):
     ("options", "message"),
     [
         ({"side": "both"}, "side of a site must be 'output' or 'input', got 'both'"),
-        ({"call": -1}, r"call of a site must be 0 or more \(0 is the first\), got -1"),
-        ({"group": 0}, "group of a site must be 1 or more, got 0"),
+        ({"call": -1}, "call of a site must be at least 0, got -1; 0 is the first call"),
+        ({"group": 0}, "group of a site must be at least 1, got 0"),
     ],
 )
 def test_sites_are_checked_at_once(options, message):
@@ -233,7 +233,8 @@ def test_all_that_a_site_says_survives_a_file(tmp_path):
     again = type(results).load(tmp_path / "results.npz")
     assert again[site].removal.where == results[site].removal.where
     assert again[site].removal.where.group == 2
-    assert again[site].removal.baseline == "constant 0.5"
+    assert again[site].removal.baseline == "constant"
+    assert again[site].removal.baseline_value.tolist() == [0.5] * 4
     np.testing.assert_array_equal(again.activity(site).top_samples, results.activity(site).top_samples)
 
 

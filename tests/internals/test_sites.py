@@ -4,6 +4,7 @@ from torch import nn
 
 from lightning_neuroimp import Site, neuron_importance
 from lightning_neuroimp.capture.sites import find_sites
+from lightning_neuroimp.errors import InvalidArgument
 from tests.support.toys import class_zero
 
 
@@ -37,8 +38,8 @@ def test_names_and_globs():
     ("layers", "phrases"),
     [
         ("encoder.11", ["no layer 'encoder.11' in Deep", "did you mean 'encoder.1'", "model.named_modules()"]),
-        (["xyz"], ["no layer 'xyz'", "its layers are 'encoder'"]),
-        ("decoder.*", ["no layer matches 'decoder.*'"]),
+        (["xyz"], ["no layer 'xyz'", "the layers are 'encoder'"]),
+        ("decoder.*", ["no layer in Deep matches 'decoder.*'", "did you mean 'encoder"]),
         ([], ["layers is empty", "name at least one"]),
         ([3], ["must be names, globs or sites, got 3"]),
         (None, ["must be names, globs or sites, got None"]),
@@ -112,7 +113,7 @@ class Rearranged(nn.Module):
 REASONS = {
     "twice": ["'twice' is called several times in one forward pass", "or choose a layer that is called once"],
     "pair": ["'pair' (Both) has several tensors as its output, (Tensor 3 x 2, Tensor 3 x 2)", "item=0), or 1"],
-    "index": ["'index' (Index) has an output of integers (torch.int64)", "choose a layer behind it"],
+    "index": ["'index' (Index) has an output of integers (torch.int64)", "choose a later layer"],
     "total": ["'total' has an output of shape (3,)", "no axis of neurons"],
     "unused": ["'unused' was not called in the model's forward pass"],
     "reshaped": ["'reshaped' (Rearranged) has an output of shape (2, 3) for a batch of 3 samples"],
@@ -128,12 +129,12 @@ def test_layers_that_cannot_be_explained(layer):
         assert phrase in str(error.value)
 
 
-def test_a_glob_passes_over_what_cannot_be_explained_and_says_so():
+def test_a_glob_skips_what_cannot_be_explained_and_says_so():
     results = neuron_importance(Odd(), class_zero(torch.randn(3, 2)), layers="*")
     assert results.sites == ("number", "head")
     assert len(results.notes) == len(REASONS)
     for layer, reason in REASONS.items():
-        assert any(note.startswith(f"{layer}: passed over, layer {reason[0]}"[:40]) for note in results.notes)
+        assert any(note.startswith(f"{layer}: skipped, layer {reason[0]}"[:40]) for note in results.notes)
 
 
 def test_a_glob_of_nothing_but_such_layers():
@@ -217,7 +218,7 @@ def test_a_guessed_axis_must_have_as_many_channels():
         neuron_importance(Patches(9), class_zero(x), layers="tokens")
 
     # another number of channels at the same places
-    class Behind(nn.Module):
+    class Mixing(nn.Module):
         def __init__(self):
             super().__init__()
             self.norm, self.mix, self.head = nn.LayerNorm(4), Product(4, 7), nn.Linear(7, 3)
@@ -225,7 +226,7 @@ def test_a_guessed_axis_must_have_as_many_channels():
         def forward(self, x):
             return self.head(self.mix(self.norm(x)).mean(1))
 
-    found = neuron_importance(Behind(), class_zero(torch.randn(5, 6, 4)), layers="mix")["mix"]
+    found = neuron_importance(Mixing(), class_zero(torch.randn(5, 6, 4)), layers="mix")["mix"]
     assert (found.removal.axis, found.removal.n_neurons) == (2, 7)
 
 
@@ -244,3 +245,11 @@ def test_packed_sequences_name_the_remedy():
         neuron_importance(Packed(), data, layers="rnn")
     found = neuron_importance(Packed(), data, layers=Site("rnn", item=(1, 0)))
     assert found.importances[0].removal.n_neurons == 4
+
+
+def test_one_site_that_is_named_twice():
+    model = nn.Sequential(nn.GRU(2, 2), nn.ReLU())
+    assert find_sites(model, ["0", Site("0"), "*"]) == (Site("0", sample_axis=1), *find_sites(model, "*")[1:])
+    assert [site.optional for site in find_sites(model, ["*", "1"])] == [True, False]
+    with pytest.raises(InvalidArgument, match=r"layers name '0' twice, with samples on axis 1 and on axis 0: pass one"):
+        find_sites(model, ["0", Site("0", sample_axis=0)])

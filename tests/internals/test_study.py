@@ -138,6 +138,7 @@ def test_batch_size_and_order_do_not_change_scores(baseline):  # T14
 def test_scores_and_curves_do_not_depend_on_the_number_of_processes(options):  # T14; real processes: test_ddp.py
     """Three processes in lockstep threads, each with a third of the samples."""
     from lightning_neuroimp.batches.probe import ProbeSampler
+    from lightning_neuroimp.batches.processes import Processes
 
     x, y = (part[:120] for part in digits(torch.float64))
     model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10))
@@ -151,7 +152,7 @@ def test_scores_and_curves_do_not_depend_on_the_number_of_processes(options):  #
         rows = torch.arange(rank, 120, world)
         for part in rows.split(9):
             sampler.add((x[part], y[part]), part.numpy())
-        probe = sampler.close(gather)
+        probe = sampler.close(Processes(gather))
         # `undisturbed` changes modes of a shared model: each its own copy, as processes have
         own = copy.deepcopy(model)
         results = neuron_importance(own, probe, gather=gather, **options)
@@ -432,7 +433,7 @@ def test_the_limit_of_clusters_holds_over_processes():
         data = [(torch.randn(60, 4), torch.arange(60) % 15 + 15 * rank)]
         probe = ProbeSet.from_batches(data)
         probe = dataclasses.replace(
-            probe, groups=tuple(dataclasses.replace(group, index=group.index + 60 * rank) for group in probe.groups)
+            probe, stacks=tuple(dataclasses.replace(stack, index=stack.index + 60 * rank) for stack in probe.stacks)
         )
         try:
             neuron_importance(copy.deepcopy(model), probe, layers="1", gather=gather)

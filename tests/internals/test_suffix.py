@@ -1,4 +1,4 @@
-"""Replays against hooks and full passes: bit for bit on float32."""
+"""Compare suffixes with hooks and full passes: bit for bit on float32."""
 
 import copy
 import gc
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from lightning_neuroimp import Removal, Site, undisturbed
 from lightning_neuroimp.capture.removal import remove
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
-from lightning_neuroimp.capture.suffix.suffix import ablate
 from lightning_neuroimp.capture.suffix.tracing import TapeRecorder
 from tests.support.zoo import CASES
 
@@ -37,7 +36,7 @@ def build(case):
 
 
 def removal_at(model, site, forward, batch, baseline=0.3):
-    """A removal along the axis that has most entries behind the samples' own."""
+    """Return a removal along the axis with the most entries, samples excluded."""
     shape = []
     handle = model.get_submodule(site).register_forward_hook(lambda module, args, out: shape.extend(out.shape))
     with torch.no_grad():
@@ -62,24 +61,24 @@ def hooked(model, forward, batch, removal, mask):
 
 
 @pytest.mark.parametrize(("name", "site"), SITES)
-def test_replays_equal_hooked_full_passes_bit_for_bit(name, site):
+def test_suffixes_equal_hooked_full_passes_bit_for_bit(name, site):
     model, forward, batch = build(CASES[name])
     with undisturbed(model), torch.no_grad():
         removal = removal_at(model, site, forward, copies(batch))
-        replayer = SuffixRecorder(model, forward, removal)
-        replay = replayer.record(batch)
-        assert replayer.reason is None
+        recorder = SuffixRecorder(model, forward, removal)
+        suffix = recorder.record(batch)
+        assert recorder.reason is None
         changed = 0
         for seed in range(4):
             shape = (6 if seed else 1, removal.n_neurons)
             mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
             expected = hooked(model, forward, batch, removal, mask)
-            found, _ = ablate(replay, removal, mask)
+            found, _ = suffix.ablated(mask)
             assert torch.equal(found, expected)
-            changed += not torch.equal(found, replay.logits)
+            changed += not torch.equal(found, suffix.logits)
         assert changed == 4  # the masks do something
         nothing = torch.zeros(1, removal.n_neurons, dtype=torch.bool)
-        assert torch.equal(replay.logits, hooked(model, forward, batch, removal, nothing))
+        assert torch.equal(suffix.logits, hooked(model, forward, batch, removal, nothing))
 
 
 class Own(torch.Tensor):
@@ -100,8 +99,8 @@ def own_kind(h):
     return (Own.wrap(torch.ones(8)) * h).inner
 
 
-class Behind(nn.Module):
-    """Something done to what comes behind the site."""
+class SiteThen(nn.Module):
+    """A function of the site's activations, then a linear layer."""
 
     def __init__(self, act):
         super().__init__()
@@ -237,11 +236,11 @@ FALLBACKS = {
     split_at: "Python reads values that depend on it .torch.tensor_split.",
     in_a_mode: "the forward pass reaches it inside a mode for torch's functions or operations",
     of_higher_order: "an operation of a higher order follows it .cond.",
-    resized: "memory changes its size or owner behind it .aten::resize_.",
-    two_types: "memory is read as of two types behind it",
+    resized: "memory changes its size or owner after it .aten::resize_.",
+    two_types: "memory is read as of two types after it",
     in_a_thread: "a random ablation by it differs from the same in a full pass",
-    gathered_weights: "processes exchange data behind it .c10d::allreduce_.",
-    collective: "processes exchange data behind it .c10d::allreduce_.",
+    gathered_weights: "processes exchange data after it .c10d::allreduce_.",
+    collective: "processes exchange data after it .c10d::allreduce_.",
 }
 
 
@@ -255,9 +254,9 @@ def process_group(tmp_path):
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("act", FALLBACKS, ids=lambda act: act.__name__)
-def test_what_cannot_be_replayed_runs_in_full_passes_and_says_why(act):
+def test_what_cannot_be_recorded_runs_in_full_passes_and_says_why(act):
     torch.manual_seed(0)
-    model = (InAMode() if act is in_a_mode else Behind(act)).eval()
+    model = (InAMode() if act is in_a_mode else SiteThen(act)).eval()
     batch = torch.randn(6, 5)
     forwards = []
 
@@ -266,38 +265,38 @@ def test_what_cannot_be_replayed_runs_in_full_passes_and_says_why(act):
         return model(batch), torch.arange(6) % 4
 
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = SuffixRecorder(model, forward, removal)
+    recorder = SuffixRecorder(model, forward, removal)
     with undisturbed(model), torch.no_grad():
         match = rf"layer 'site': each ablation runs the whole network .*slower and gives the same: {FALLBACKS[act]}"
         with pytest.warns(UserWarning, match=match):
-            replay = replayer.record(batch)
+            suffix = recorder.record(batch)
         for seed in range(3):
             mask = torch.rand(6, 8, generator=torch.Generator().manual_seed(seed)) < 0.4
             forwards.clear()
-            found, classes = ablate(replay, removal, mask)
+            found, classes = suffix.ablated(mask)
             assert len(forwards) == 1
             torch.testing.assert_close(found, hooked(model, lambda batch: (model(batch), 0), batch, removal, mask))
             assert torch.equal(classes, torch.arange(6) % 4)
-        replayer.record(batch)  # warns once: warnings are errors here
+        recorder.record(batch)  # warns once: warnings are errors here
         assert not model.site._forward_hooks
 
 
 def test_another_way_through_the_model_is_tried_too():
     """Short batches are computed in sight, long ones in a thread."""
     torch.manual_seed(0)
-    model = Behind(lambda h: in_a_thread(h) if len(h) > 6 else torch.tanh(h)).eval()
+    model = SiteThen(lambda h: in_a_thread(h) if len(h) > 6 else torch.tanh(h)).eval()
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    recorder = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     mask = torch.arange(8)[None] < 3
     with undisturbed(model), torch.no_grad():
         for size in (6, 4, 6):
-            replayer.record(torch.randn(size, 5))
-        assert replayer.reason is None
+            recorder.record(torch.randn(size, 5))
+        assert recorder.reason is None
         batch = torch.randn(9, 5)
         with pytest.warns(UserWarning, match="differs from the same in a full pass"):
-            replay = replayer.record(batch)
+            suffix = recorder.record(batch)
         expected = hooked(model, lambda batch: (model(batch), 0), batch, removal, mask)
-        assert torch.equal(ablate(replay, removal, mask)[0], expected)
+        assert torch.equal(suffix.ablated(mask)[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["dead", "large logits", "bf16", "one neuron, one sample"])
@@ -319,10 +318,10 @@ def test_a_trial_that_proves_nothing_is_made_again(kind):
     if kind == "bf16":
         model, first, second = model.bfloat16(), first.bfloat16(), second.bfloat16()
     removal = Removal(Site("1"), 1, "zero", np.zeros(site.out_features), "margin")
-    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    recorder = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         with pytest.warns(UserWarning, match="differs from the same in a full pass"):
-            assert [replayer.record(batch) is not None for batch in (first, second)]
+            assert [recorder.record(batch) is not None for batch in (first, second)]
 
 
 class Thread(nn.Module):
@@ -336,13 +335,13 @@ def test_a_trial_that_the_model_refuses():
             raise ValueError("too many zeros")
         return h
 
-    model, batch = Behind(picky).eval(), torch.randn(6, 5)
+    model, batch = SiteThen(picky).eval(), torch.randn(6, 5)
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    recorder = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
         with pytest.warns(UserWarning, match="a random ablation fails in a full pass .ValueError: too many zeros"):
-            replay = replayer.record(batch)
-        assert len(ablate(replay, removal, torch.eye(8)[:1] > 0)[0]) == 6
+            suffix = recorder.record(batch)
+        assert len(suffix.ablated(torch.eye(8)[:1] > 0)[0]) == 6
 
 
 @torch.library.custom_op("neuroimp_tests::kept", mutates_args=())
@@ -363,7 +362,7 @@ def swapping(weight, other):
 
 
 @pytest.mark.parametrize("kind", ["own kind", "sparse constant", "swapped weight", "dead branch", "rows kept"])
-def test_more_that_is_replayed(kind):
+def test_more_that_can_be_recorded(kind):
     torch.manual_seed(0)
     adjacency = (torch.rand(8, 8) < 0.3).float().to_sparse()
     dead = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True)) for _ in range(6)])
@@ -374,36 +373,36 @@ def test_more_that_is_replayed(kind):
         "dead branch": lambda h: (dead(h), torch.tanh(h))[1],
         "rows kept": lambda h: h + len(kept(h)),
     }
-    model, batch = Behind(acts[kind]).eval(), torch.randn(6, 5)
+    model, batch = SiteThen(acts[kind]).eval(), torch.randn(6, 5)
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    recorder = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
-        replay = replayer.record(batch)
-        assert replayer.reason is None
+        suffix = recorder.record(batch)
+        assert recorder.reason is None
         for mask in (torch.arange(8)[None] < 3, torch.rand(6, 8) < 0.5):
             expected = hooked(model, lambda batch: (model(batch), 0), batch, removal, mask)
-            assert torch.equal(ablate(replay, removal, mask)[0], expected)
+            assert torch.equal(suffix.ablated(mask)[0], expected)
         if kind == "dead branch":
-            assert len(replay.tape) == 2  # tanh and addmm
+            assert len(suffix.tape) == 2  # tanh and addmm
         if kind == "rows kept":
             mask = torch.ones(1, 8) > 0
             with pytest.warns(UserWarning, match="the shape of a result depends on its values .neuroimp_tests::kept"):
-                found = ablate(replay, removal, mask)[0]
+                found = suffix.ablated(mask)[0]
             assert torch.equal(found, hooked(model, lambda batch: (model(batch), 0), batch, removal, mask))
 
 
-def test_a_replay_is_freed_with_its_last_name():
+def test_a_suffix_is_freed_with_its_last_name():
     """No cycle that keeps a batch's tensors until Python looks for cycles."""
-    model = Behind(torch.tanh).eval()
+    model = SiteThen(torch.tanh).eval()
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    recorder = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     gc.collect()
     gc.disable()
     try:
         with undisturbed(model):
-            replay = replayer.record(torch.randn(6, 5))
-            seen = weakref.ref(replay.tape), weakref.ref(replay)
-            del replay
+            suffix = recorder.record(torch.randn(6, 5))
+            seen = weakref.ref(suffix.tape), weakref.ref(suffix)
+            del suffix
             assert [ref() for ref in seen] == [None, None]
     finally:
         gc.enable()
@@ -412,7 +411,7 @@ def test_a_replay_is_freed_with_its_last_name():
 def test_unchanged_activations_would_prove_nothing():
     """The tape of a model whose work is done in a thread: right for what was recorded, blind for anything else."""
     torch.manual_seed(0)
-    model, batch = Behind(in_a_thread).eval(), torch.randn(6, 5)
+    model, batch = SiteThen(in_a_thread).eval(), torch.randn(6, 5)
     recorder = TapeRecorder()
     with torch.no_grad(), recorder.watch():
         activation = model.site(batch)
@@ -427,18 +426,18 @@ def test_unchanged_activations_would_prove_nothing():
 def test_values_that_change_later_are_noticed():
     """A branch that the first trial takes as recorded, and a later ablation does not."""
     torch.manual_seed(0)
-    model = Behind(lambda h: h if h.abs().sum() > 0 else h + 1).eval()
+    model = SiteThen(lambda h: h if h.abs().sum() > 0 else h + 1).eval()
     batch = torch.randn(6, 5)
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
+    recorder = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(6, dtype=torch.long)), removal)
     with undisturbed(model), torch.no_grad():
-        replay = replayer.record(batch)
-        assert replayer.reason is None
+        suffix = recorder.record(batch)
+        assert recorder.reason is None
         some, everything = torch.eye(8)[:1] > 0, torch.ones(1, 8) > 0
-        found = ablate(replay, removal, some)[0]
+        found = suffix.ablated(some)[0]
         assert torch.equal(found, hooked(model, lambda batch: (model(batch), 0), batch, removal, some))
         with pytest.warns(UserWarning, match="Python reads values that depend on it .aten::_local_scalar_dense."):
-            found = ablate(replay, removal, everything)[0]
+            found = suffix.ablated(everything)[0]
         assert torch.equal(found, hooked(model, lambda batch: (model(batch), 0), batch, removal, everything))
 
 
@@ -453,14 +452,14 @@ def test_a_batch_that_does_not_reach_the_site():
 
     model = Sometimes().eval()
     removal = Removal(Site("site"), 1, "zero", np.zeros(5), "margin")
-    replayer = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
+    recorder = SuffixRecorder(model, lambda batch: (model(batch), torch.zeros(len(batch), dtype=torch.long)), removal)
     mask = torch.ones(1, 5) > 0
     with undisturbed(model), torch.no_grad():
         short = torch.randn(2, 5)
-        assert torch.equal(ablate(replayer.record(short), removal, mask)[0], model(short))
-        found = ablate(replayer.record(torch.randn(6, 5)), removal, mask)[0]
+        assert torch.equal(recorder.record(short).ablated(mask)[0], model(short))
+        found = recorder.record(torch.randn(6, 5)).ablated(mask)[0]
         assert torch.equal(found, model.head(torch.zeros(6, 5)))
-        assert replayer.reason is None
+        assert recorder.reason is None
 
 
 def test_targets_that_depend_on_the_site_are_those_of_the_whole_model():
@@ -472,9 +471,9 @@ def test_targets_that_depend_on_the_site_are_those_of_the_whole_model():
         return logits, logits.argmax(1)
 
     with undisturbed(model), torch.no_grad():
-        replay = SuffixRecorder(model, forward, removal).record(torch.randn(6, 5))
-        logits, classes = ablate(replay, removal, torch.arange(8)[None] < 5)
-        assert torch.equal(classes, replay.logits.argmax(1))
+        suffix = SuffixRecorder(model, forward, removal).record(torch.randn(6, 5))
+        logits, classes = suffix.ablated(torch.arange(8)[None] < 5)
+        assert torch.equal(classes, suffix.logits.argmax(1))
         assert not torch.equal(classes, logits.argmax(1))
 
 
@@ -483,13 +482,13 @@ def test_the_model_batch_and_activations_stay_as_they_were():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with undisturbed(model), torch.no_grad():
         removal = removal_at(model, "second", forward, copies(batch))
-        replay = SuffixRecorder(model, forward, removal).record(batch)
+        suffix = SuffixRecorder(model, forward, removal).record(batch)
         after_recording = {name: value.clone() for name, value in model.state_dict().items()}
-        activation, features = replay.activation.clone(), model.features
+        activation, features = suffix.activation.clone(), model.features
         kept = features.clone()
-        ablate(replay, removal, torch.arange(8)[None] < 5)
-        replay(replay.activation)
-        assert torch.equal(replay.activation, activation)
+        suffix.ablated(torch.arange(8)[None] < 5)
+        suffix(suffix.activation)
+        assert torch.equal(suffix.activation, activation)
         torch.testing.assert_close(dict(model.state_dict()), after_recording, rtol=0, atol=0)
         assert model.features is features
         assert torch.equal(features, kept)
@@ -497,20 +496,20 @@ def test_the_model_batch_and_activations_stay_as_they_were():
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
-def test_in_place_layers_behind_the_site_do_not_overwrite_what_is_replayed():
+def test_in_place_layers_after_the_site_do_not_overwrite_what_they_are_given():
     model, forward, batch = build(CASES["mlp"])
     with undisturbed(model), torch.no_grad():
         removal = removal_at(model, "0", forward, copies(batch))
-        replay = SuffixRecorder(model, forward, removal).record(batch)
+        suffix = SuffixRecorder(model, forward, removal).record(batch)
         mine = torch.randn(6, 8)
         before = mine.clone()
-        assert torch.equal(replay(mine)[0], replay(mine)[0])
+        assert torch.equal(suffix(mine)[0], suffix(mine)[0])
         assert torch.equal(mine, before)
         transposed = mine.T.contiguous().T  # laid out otherwise
-        assert torch.equal(replay(transposed)[0], replay(mine)[0])
-        torch.testing.assert_close(replay(mine.double())[0], replay(mine)[0])
+        assert torch.equal(suffix(transposed)[0], suffix(mine)[0])
+        torch.testing.assert_close(suffix(mine.double())[0], suffix(mine)[0])
         with pytest.raises(ValueError, match=r"must have the shape of layer '0''s, \(6, 8\), got \(6, 3\)"):
-            replay(mine[:, :3])
+            suffix(mine[:, :3])
 
 
 def test_a_site_that_is_called_twice_is_refused():
@@ -522,12 +521,12 @@ def test_a_site_that_is_called_twice_is_refused():
 
 
 def test_errors_of_the_model_are_its_own():
-    model = Behind(lambda h: h @ torch.ones(3)).eval()
+    model = SiteThen(lambda h: h @ torch.ones(3)).eval()
     removal = Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
-    replayer = SuffixRecorder(model, lambda batch: (model(batch), None), removal)
+    recorder = SuffixRecorder(model, lambda batch: (model(batch), None), removal)
     with undisturbed(model), pytest.raises(RuntimeError, match="size mismatch"):
-        replayer.record(torch.randn(6, 5))
-    assert replayer.reason is None
+        recorder.record(torch.randn(6, 5))
+    assert recorder.reason is None
     assert not model.site._forward_hooks
 
 
@@ -547,18 +546,18 @@ def hooked_with(model, forward, batch, site, activation):
 
 
 @pytest.mark.parametrize(("name", "site"), [one for one in SITES if one[0] != "stashing"])  # torch cannot, either
-def test_gradients_through_a_replay_equal_those_of_a_full_pass(name, site):
+def test_gradients_through_a_tape_equal_those_of_a_full_pass(name, site):
     model, forward, batch = build(CASES[name])
     with undisturbed(model):
         removal = removal_at(model, site, forward, copies(batch))
-        replay = SuffixRecorder(model, forward, removal).record(batch)
+        suffix = SuffixRecorder(model, forward, removal).record(batch)
         if name == "gru":  # its first step writes into memory that does not depend on the site
             with pytest.warns(UserWarning, match="each gradient runs the whole network .*modified by an inplace"):
-                assert not replay.differentiable
+                assert not suffix.differentiable
         else:
-            assert replay.differentiable
-        point = replay.activation * 0.5
-        found = slope(lambda leaf: replay(leaf)[0], point)
+            assert suffix.differentiable
+        point = suffix.activation * 0.5
+        found = slope(lambda leaf: suffix(leaf)[0], point)
         expected = slope(lambda leaf: hooked_with(model, forward, batch, site, leaf), point)
         assert found.abs().sum() > 0
         torch.testing.assert_close(found, expected)
@@ -596,25 +595,25 @@ def past_autograd(h):
 @pytest.mark.parametrize("act", [Doubled.apply, without_gradient, past_autograd, straight_through])
 def test_gradients_that_a_tape_cannot_give_come_from_full_passes(act):
     torch.manual_seed(0)
-    model = Behind(act).eval()
+    model = SiteThen(act).eval()
     batch, classes = torch.randn(6, 5), torch.zeros(6, dtype=torch.long)
-    replayer = SuffixRecorder(
+    recorder = SuffixRecorder(
         model, lambda batch: (model(batch), classes), Removal(Site("site"), 1, "zero", np.zeros(8), "margin")
     )
     with undisturbed(model):
-        replay = replayer.record(batch)
-        assert replayer.reason is None  # its values are right
+        suffix = recorder.record(batch)
+        assert recorder.reason is None  # its values are right
         if act in (straight_through, past_autograd):
-            assert replay.differentiable  # what is detached stays so
+            assert suffix.differentiable  # what is detached stays so
         else:
             with pytest.warns(UserWarning, match="layer 'site': each gradient runs the whole network .* it differs"):
-                assert not replay.differentiable
+                assert not suffix.differentiable
         point = torch.randn(6, 8)
-        found = slope(lambda leaf: replay(leaf)[0], point)
+        found = slope(lambda leaf: suffix(leaf)[0], point)
         torch.testing.assert_close(found, slope(lambda leaf: model.head(act(leaf)), point))
 
 
-# random programs: each step reads what is there, before or behind the site, and appends or writes in place
+# random programs: each step reads what is there, before or after the site, and appends or writes in place
 STEPS = {
     "add": lambda a, b: a + b,
     "product": lambda a, b: a * torch.sigmoid(b),
@@ -643,15 +642,15 @@ step = st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 30), st.integers
 
 
 class Program(nn.Module):
-    def __init__(self, before, behind):
+    def __init__(self, before, after):
         super().__init__()
-        self.before, self.behind, self.site = before, behind, nn.Tanh()
+        self.before, self.after, self.site = before, after, nn.Tanh()
 
     def forward(self, x):
         pool = [x, x.flip(1)]
         self.steps(self.before, pool)
         pool.append(self.site(pool[-1]))
-        self.steps(self.behind, pool)
+        self.steps(self.after, pool)
         return sum(pool).sum(0, keepdim=True) + pool[-1]
 
     @staticmethod
@@ -667,8 +666,8 @@ class Program(nn.Module):
 
 @settings(max_examples=int(os.environ.get("NEUROIMP_EXAMPLES", "200")), deadline=None)
 @given(st.lists(step, max_size=5), st.lists(step, max_size=9), st.integers(0, 5))
-def test_random_programs_replay_bit_for_bit(before, behind, seed):
-    model = Program(before, behind).eval()
+def test_random_programs_run_again_bit_for_bit(before, after, seed):
+    model = Program(before, after).eval()
     generator = torch.Generator().manual_seed(seed)
     batch = torch.randn(6, 6, generator=generator)
     removal = Removal(Site("site"), 1, "mean", np.full(6, 0.25), "margin")
@@ -677,10 +676,10 @@ def test_random_programs_replay_bit_for_bit(before, behind, seed):
         return model(batch), torch.zeros(6, dtype=torch.long)
 
     with undisturbed(model), torch.no_grad():
-        replayer = SuffixRecorder(model, forward, removal)
-        replay = replayer.record(batch)
-        assert replayer.reason is None
+        recorder = SuffixRecorder(model, forward, removal)
+        suffix = recorder.record(batch)
+        assert recorder.reason is None
         for _ in range(2):
             mask = torch.rand(6, 6, generator=generator) < 0.5
             expected = hooked(model, forward, batch, removal, mask)
-            assert torch.equal(ablate(replay, removal, mask)[0].nan_to_num(), expected.nan_to_num())
+            assert torch.equal(suffix.ablated(mask)[0].nan_to_num(), expected.nan_to_num())

@@ -260,7 +260,7 @@ for start, (a, b) in enumerate(pairs(*mine)):
     sampler.add((a, b), (np.arange(len(b)) + 64 * start) * 2 + rank)
 try:
     probe = sampler.close(gather)
-except TypeError:
+except (AttributeError, TypeError):
     from lightning_neuroimp.batches.processes import Processes
     probe = sampler.close(Processes(gather))
 out = {{}}

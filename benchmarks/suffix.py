@@ -1,10 +1,10 @@
-"""What resuming the model from a site saves, beside full passes and Captum, in one process.
+"""Compare running the model again from a site on with full passes and with Captum, in one process.
 
-For each site: a whole check by ablation (133 passes over 512 samples, fewer
-before the last block: intact, and 6 fractions of 22 orders) made by
-hooks and full passes, and by replays; leave-one-out of every neuron by Captum's LayerFeatureAblation and by
-replays, over one batch; operations of a full pass and of what follows the site (`FlopCounterMode`); how far the
-memory's peak rises above that of one plain pass; the largest difference between the logits of both ways.
+For each site: a whole check by ablation (133 passes over 512 samples: intact, and 6 fractions of 22 orders; fewer
+samples before the last block), made by hooks and full passes, and by suffixes; leave-one-out of every neuron by
+Captum's LayerFeatureAblation and by suffixes, over one batch; the number of operations in a full pass and in what
+follows the site (`FlopCounterMode`); how far the memory's peak rises above that of one plain pass; the largest
+difference between the logits of both ways.
 
 Goals: speedup at least .8 times the ratio of operations where what follows the site takes over a millisecond, at least
 .9 everywhere, at least 8 in the last block, at least 100 at the classifier's input; leave-one-out at least 10 times
@@ -25,25 +25,24 @@ from typing import Any
 import numpy as np
 import torch
 from captum.attr import LayerFeatureAblation
-from lightning_neuroimp.attribution.suffix import Suffix
-from lightning_neuroimp.deletion import ablate_orders
-from lightning_neuroimp.removal import TARGETS, remove
-from lightning_neuroimp.replay import Replayer, ablate
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_neuroimp import Removal, undisturbed
-from lightning_neuroimp import Site as LayerSite
+from lightning_neuroimp import Removal, Site, undisturbed
+from lightning_neuroimp._compat import StorageWeakRef, TorchDispatchMode, storage_id
+from lightning_neuroimp.ablation.outcomes import ablate_orders
+from lightning_neuroimp.capture.removal import remove
+from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
+from lightning_neuroimp.capture.targets import Target
+from lightning_neuroimp.importance.attributions.suffix_target import SuffixTarget
 from lightning_neuroimp.statistics import points
 
 FRACTIONS, N_ORDERS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5), 22
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut."""
+    """Add two convolutions to a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -55,14 +54,14 @@ class Block(nn.Module):
             self.down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature maps."""
+        """Return feature maps."""
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out += x if self.down is None else self.down(x)
         return self.relu(out)
 
 
 class ResNet18(nn.Module):
-    """The shape of ResNet-18."""
+    """Have the shape of ResNet-18."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +74,7 @@ class ResNet18(nn.Module):
         self.flatten, self.fc = nn.Flatten(), nn.Linear(512, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits."""
         x = self.pool(self.relu(self.bn1(self.conv1(x))))
         for stage in range(1, 5):
             x = getattr(self, f"layer{stage}")(x)
@@ -83,7 +82,7 @@ class ResNet18(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A transformer encoder of six layers."""
+    """Encode tokens by six transformer layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,12 +91,12 @@ class Encoder(nn.Module):
         self.pooled, self.head = nn.LayerNorm(128), nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits."""
         return self.head(self.pooled(self.encoder(x).mean(1)))
 
 
 class UNet(nn.Module):
-    """Two levels down and up, with skips."""
+    """Go two levels down and up, with skips."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +110,7 @@ class UNet(nn.Module):
         self.flatten, self.head = nn.Flatten(), nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits."""
         one = F.relu(self.down1(x))
         two = F.relu(self.down2(F.max_pool2d(one, 2)))
         low = F.relu(self.bottom(F.max_pool2d(two, 2)))
@@ -121,7 +120,7 @@ class UNet(nn.Module):
 
 
 def mlp() -> nn.Module:
-    """Five layers."""
+    """Return five linear layers with ReLUs between them."""
     widths = [64, 1024, 1024, 1024, 1024]
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
@@ -176,29 +175,32 @@ QUICK: dict[str, list[str]] = {
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of tensors that operations make and that are alive, at most; without the model's own."""
+    """Measure the peak of the memory of living tensors that operations made, the model's own left out.
+
+    Attributes:
+        peak: in bytes.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.peak = 0
-        self._own = {one.untyped_storage()._cdata for one in (*model.parameters(), *model.buffers())}
+        self._own = {storage_id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and count."""
         out = func(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and storage_id(tensor) not in self._own:
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self._own:
-                    self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self._alive[storage_id(tensor)] = (StorageWeakRef(storage), storage.nbytes())
         self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return out
 
 
-class Site:
-    """One row: everything that is measured at a site."""
+class Row:
+    """Measure everything at one site."""
 
     def __init__(self, cell: Cell, site: str, device: torch.device, n_batches: int) -> None:
         self.name, make, shape, n, sites = cell
@@ -212,16 +214,16 @@ class Site:
         with torch.no_grad(), self.hook(lambda output: found.append(output.shape)):
             self.model(self.batches[0][0].to(device))
         axis = 1 if len(found[0]) in (2, 4) else 2
-        self.removal = Removal(LayerSite(site), axis, "zero", np.zeros(found[0][axis]), "margin")
+        self.removal = Removal(Site(site), axis, "zero", np.zeros(found[0][axis]), "margin")
         generator = np.random.default_rng(0)
         self.orders = [generator.permutation(self.removal.n_neurons)[None] for _ in range(N_ORDERS)]
 
     def hook(self, function: Callable[[Tensor], Any]) -> Any:
-        """Inside, what the function returns takes the place of the site's output."""
+        """Return a hook: what the function returns takes the place of the site's output."""
         return self.model.get_submodule(self.site).register_forward_hook(lambda module, args, out: function(out))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits and targets."""
+        """Return logits and targets."""
         return self.model(batch[0]), batch[1]
 
     def synchronize(self) -> None:
@@ -230,40 +232,47 @@ class Site:
             torch.cuda.synchronize()
 
     def timed(self, function: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds, and what came of it."""
+        """Return the seconds that a function takes, and what it returns."""
         self.synchronize()
         start = time.perf_counter()
         outcome = function()
         self.synchronize()
         return time.perf_counter() - start, outcome
 
-    def check(self) -> tuple[float, float, float]:
-        """A whole check by full passes and by replays: seconds of each, and the largest difference of the margins.
+    def recorder(self, *, full_passes: bool = False) -> SuffixRecorder:
+        """Return a new recorder at the site."""
+        return SuffixRecorder(self.model, self.forward, self.removal, full_passes=full_passes)
 
-        The two take turns, eight batches each, so that whatever else the machine does hits both.
+    def check(self) -> tuple[float, float, float]:
+        """Make a whole check by full passes and by suffixes.
+
+        The two take turns, eight batches each, so that whatever else the machine does affects both.
+
+        Returns:
+            Seconds of each, and the largest difference of the margins.
         """
-        replayers = [Replayer(self.model, self.forward, self.removal, full_passes=full) for full in (True, False)]
+        recorders = [self.recorder(full_passes=full) for full in (True, False)]
         removed = points(FRACTIONS, self.removal.n_neurons)
         seconds, difference = [0.0, 0.0], 0.0
         for chunk in [self.batches[start : start + 8] for start in range(0, len(self.batches), 8)]:
-            data = [((x, y), groups, groups) for x, y, groups in chunk]
+            data = [((x, y), cells, cells) for x, y, cells in chunk]
             outcomes = []
-            for way, replayer in enumerate(replayers):
-                took, outcome = self.timed(partial(ablate_orders, replayer, data, self.orders, removed))
+            for way, recorder in enumerate(recorders):
+                took, outcome = self.timed(partial(ablate_orders, recorder, data, self.orders, removed))
                 seconds[way] += took
                 outcomes.append(outcome)
             difference = max(difference, float(np.abs(outcomes[0].margin - outcomes[1].margin).max()))
-        assert replayers[1].reason is None
+        assert recorders[1].reason is None
         return *seconds, difference
 
     def leave_one_out(self) -> Tensor:
-        """By replays, on the first batch: (neuron, sample)."""
-        x, y, _ = self.batches[0]
-        suffix = Suffix(Replayer(self.model, self.forward, self.removal), (x, y), TARGETS["logit"])
+        """Return leave-one-out effects by suffixes on the first batch, (neuron, sample)."""
+        x, y, numbers = self.batches[0]
+        suffix = SuffixTarget(self.recorder(), (x, y), Target.of("logit"), numbers)
         return suffix.effects(torch.eye(self.removal.n_neurons, dtype=torch.bool, device=self.device))
 
     def captum(self) -> Tensor:
-        """By Captum: (neuron, sample)."""
+        """Return leave-one-out effects by Captum on the first batch, (neuron, sample)."""
         x, y, _ = self.batches[0]
         shapes: list[torch.Size] = []
         with torch.no_grad(), self.hook(lambda output: shapes.append(output.shape)):
@@ -277,74 +286,67 @@ class Site:
         return scores.movedim(self.removal.axis, 1).flatten(2)[:, :, 0].T if scores.ndim > 2 else scores.T
 
     def forward_inputs(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits."""
         return self.model(x)
 
     def measure(self) -> dict[str, Any]:
-        """The row."""
+        """Return all figures of the site."""
         x, y, _ = self.batches[0]
         with undisturbed(self.model), torch.no_grad():
-            self.check_once()
-            naive_s, replay_s, same = self.check()
-            captum_s, theirs = self.timed(self.captum)
-            leave_one_out_s, ours = self.timed(self.leave_one_out)
-            replay = Replayer(self.model, self.forward, self.removal).record((x, y))
-            assert replay.activation is not None
-            mask = torch.rand(len(x), self.removal.n_neurons) < 0.3
+            self.warm_up()
+            full_check_s, check_s, margin_difference = self.check()
+            captum_s, captum_scores = self.timed(self.captum)
+            leave_one_out_s, scores = self.timed(self.leave_one_out)
+            suffix = self.recorder().record((x, y))
+            assert suffix.activation is not None
+            mask = (torch.rand(len(x), self.removal.n_neurons) < 0.3).to(self.device)
             full_ms = 1e3 * statistics.median(self.timed(lambda: self.full(mask))[0] for _ in range(5))
-            suffix_ms = 1e3 * statistics.median(
-                self.timed(lambda: ablate(replay, self.removal, mask.to(self.device)))[0] for _ in range(5)
-            )
-            difference = float((self.full(mask) - ablate(replay, self.removal, mask.to(self.device))[0]).abs().max())
-            flops = [self.flops(lambda: self.full(mask)), self.flops(lambda: ablate(replay, self.removal, mask))]
+            suffix_ms = 1e3 * statistics.median(self.timed(lambda: suffix.ablated(mask))[0] for _ in range(5))
+            difference = float((self.full(mask) - suffix.ablated(mask)[0]).abs().max())
+            flops = [self.flops(lambda: self.full(mask)), self.flops(lambda: suffix.ablated(mask))]
             plain, extra = self.memory(mask)
         return {
             "model": self.name,
             "site": self.site,
             "position": self.position,
-            "naive_s": round(naive_s, 3),
+            "full_check_s": round(full_check_s, 3),
+            "check_s": round(check_s, 3),
+            "speedup": round(full_check_s / check_s, 2),
             "captum_s": round(captum_s, 3),
             "leave_one_out_s": round(leave_one_out_s, 3),
-            "replay_s": round(replay_s, 3),
-            "speedup": round(naive_s / replay_s, 2),
             "flop_ratio": round(flops[0] / flops[1], 2) if flops[1] else float("inf"),
             "captum_ratio": round(captum_s / leave_one_out_s, 2),
             "full_ms": round(full_ms, 3),
             "suffix_ms": round(suffix_ms, 3),
             "plain_mb": round(plain / 2**20, 2),
             "extra_mb": round(extra / 2**20, 2),
-            "max_abs_diff": max(difference, same),
-            "captum_diff": float((theirs - ours).abs().max()),
+            "max_abs_diff": max(difference, margin_difference),
+            "captum_diff": float((captum_scores - scores).abs().max()),
         }
 
-    def check_once(self) -> None:
-        """Warm up."""
+    def warm_up(self) -> None:
+        """Make one ablation in each way."""
+        x, y, cells = self.batches[0]
         for full in (True, False):
-            replayer = Replayer(self.model, self.forward, self.removal, full_passes=full)
-            ablate_orders(
-                replayer,
-                [((self.batches[0][0], self.batches[0][1]), self.batches[0][2], self.batches[0][2])],
-                self.orders[:1],
-                np.array([1]),
-            )
+            ablate_orders(self.recorder(full_passes=full), [((x, y), cells, cells)], self.orders[:1], np.array([1]))
 
     def full(self, mask: Tensor) -> Tensor:
-        """Logits of a full pass with a hook."""
-        with self.hook(lambda output: remove(output, self.removal, mask.to(self.device))):
+        """Return the logits of a full pass with a hook."""
+        with self.hook(lambda output: remove(output, self.removal, mask)):
             return self.model(self.batches[0][0].to(self.device))
 
     def flops(self, function: Callable[[], Any]) -> int:
-        """Floating-point operations."""
+        """Count floating-point operations."""
         with FlopCounterMode(display=False) as counter:
             function()
         return counter.get_total_flops()
 
     def memory(self, mask: Tensor) -> tuple[int, int]:
-        """Peak of a plain pass, and how far recording and replaying rise above it, in bytes."""
+        """Return the peak of a plain pass, and how far recording and ablating rise above it, in bytes."""
         x, y, _ = self.batches[0]
         x = x.to(self.device)
         peaks = []
-        for function in (lambda: self.model(x.clone()), lambda: self.record_and_replay(x, y, mask)):
+        for function in (lambda: self.model(x.clone()), lambda: self.record_and_ablate(x, y, mask)):
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
@@ -356,21 +358,21 @@ class Site:
                 peaks.append(meter.peak)
         return peaks[0], max(0, peaks[1] - peaks[0])
 
-    def record_and_replay(self, x: Tensor, y: Tensor, mask: Tensor) -> None:
-        """As a check does."""
-        replay = Replayer(self.model, self.forward, self.removal).record((x, y))
+    def record_and_ablate(self, x: Tensor, y: Tensor, mask: Tensor) -> None:
+        """Record one pass and ablate neurons three times, as a check does."""
+        suffix = self.recorder().record((x, y))
         for _ in range(3):
-            ablate(replay, self.removal, mask.to(self.device))
+            suffix.ablated(mask)
 
 
 def n_batches(cell: Cell, site: str, quick: bool) -> int:
-    """As many as 512 samples are where a goal is set for the whole check; fewer where naive checks take long."""
+    """Return the number of batches: 512 samples where a goal is set for the whole check, fewer where it takes long."""
     whole = 512 // cell[3]
     return 2 if quick else whole if cell[4][site] in ("last", "classifier") else min(8, whole)
 
 
 def missed(row: dict[str, Any], device: torch.device) -> list[str]:
-    """The goals that a row misses."""
+    """Return the goals that a row misses."""
     goals = {
         "speedup >= .9": row["speedup"] >= 0.9,
         "speedup >= .8 flop_ratio": row["suffix_ms"] <= 1 or row["speedup"] >= 0.8 * row["flop_ratio"],
@@ -392,23 +394,23 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*inplace|.*Setting forward")
     device = torch.device(options.device)
-    columns = ["model", "site", "position", "naive_s", "replay_s", "speedup", "flop_ratio", "suffix_ms", "captum_s"]
+    columns = ["model", "site", "position", "full_check_s", "check_s", "speedup", "flop_ratio", "suffix_ms", "captum_s"]
     columns += ["captum_ratio", "plain_mb", "extra_mb", "max_abs_diff"]
-    widths = [9, 25, 11, 9, 9, 9, 11, 10, 9, 13, 9, 9, 13]
+    widths = [9, 25, 11, 13, 9, 9, 11, 10, 9, 13, 9, 9, 13]
     print("".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)))
     rows = []
     for cell in CELLS:
         for site in cell[4]:
             if options.quick and site not in QUICK[cell[0]]:
                 continue
-            row = Site(cell, site, device, n_batches(cell, site, options.quick)).measure()
+            row = Row(cell, site, device, n_batches(cell, site, options.quick)).measure()
             row["missed"] = ", ".join(missed(row, device))
             rows.append(row)
             line = "".join(f"{row[column]:>{width}}" for column, width in zip(columns, widths, strict=True))
             print(line + (f"   MISSED: {row['missed']}" if row["missed"] else ""), flush=True)
     print(
-        "naive_s, replay_s: a whole check; captum_s and captum_ratio: leave-one-out by Captum, how much longer that "
-        "takes than by replays"
+        "full_check_s, check_s: a whole check by full passes, and by suffixes; captum_s, captum_ratio: leave-one-out "
+        "by Captum, and how many times longer it takes than by suffixes"
     )
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1))

@@ -1,0 +1,158 @@
+"""Measuring: importance, its check and its extras in one go, with smaller and smaller passes while memory runs out."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_neuroimp.ablation.settings import AblationFaithfulness
+from lightning_neuroimp.batches.probe import ProbeSet
+from lightning_neuroimp.batches.processes import Processes
+from lightning_neuroimp.callbacks.processes import failing_together, gather_objects, out_of_memory
+from lightning_neuroimp.callbacks.progress import trainer_progress
+from lightning_neuroimp.callbacks.publishing import step_of
+from lightning_neuroimp.capture.forward import ForwardFn
+from lightning_neuroimp.capture.isolation import undisturbed
+from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.errors import MeasurementFailed
+from lightning_neuroimp.results.findings.diagnosis import diagnose
+from lightning_neuroimp.results.measurement import Results
+from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.study.ablation import measure_faithfulness
+from lightning_neuroimp.study.importance import measure_importance
+from lightning_neuroimp.study.randomisation import measure_randomisation
+from lightning_neuroimp.study.settings import ImportanceSettings
+
+
+@dataclass
+class Measurer:
+    """Measure a module in a trainer.
+
+    Attributes:
+        name: of the callback, for warnings.
+        settings: of the importance.
+        check: of its check by ablation; None: there is none.
+        forward_fn: gives logits and targets of a batch; None: they are inferred.
+        batch_size: number of samples in our passes; halved when memory runs out.
+        check_seconds: duration of the last check.
+    """
+
+    name: str
+    settings: ImportanceSettings
+    check: AblationFaithfulness | None
+    forward_fn: ForwardFn | None
+    batch_size: int | None
+    check_seconds: float = 0.0
+
+    def measure(
+        self,
+        trainer: "pl.Trainer",
+        module: "pl.LightningModule",
+        probe: ProbeSet,
+        previous: PreviousMeasurement | None,
+        *,
+        checked: bool,
+    ) -> Results:
+        """Measure importance, and check it if asked for.
+
+        Args:
+            trainer: in whose precision the module runs.
+            module: what is measured.
+            probe: the samples.
+            previous: the measurement before.
+            checked: whether the importance is checked by ablation.
+
+        Raises:
+            Exception: whatever failed, on all processes.
+        """
+
+        def once(subject: Subject) -> Results:
+            results = measure_importance(subject, self.settings, previous, trainer.current_epoch, step_of(trainer))
+            return self._check(subject, results) if checked else results
+
+        return self._with_less_memory(trainer, module, probe, once)
+
+    def check_again(
+        self, trainer: "pl.Trainer", module: "pl.LightningModule", probe: ProbeSet, results: Results
+    ) -> Results:
+        """Check a measurement that was made without, of the same weights.
+
+        Args:
+            trainer: in whose precision the module runs.
+            module: what was measured.
+            probe: the samples.
+            results: the measurement.
+
+        Raises:
+            Exception: whatever failed, on all processes.
+        """
+        return self._with_less_memory(trainer, module, probe, lambda subject: self._check(subject, results))
+
+    def _check(self, subject: Subject, results: Results) -> Results:
+        """Check a measurement by ablation, and by randomised weights if asked for."""
+        if self.check is None:
+            return results
+        start = time.monotonic()
+        results = measure_faithfulness(subject, results, self.check)
+        if self.check.randomise:
+            attributions, target = self.settings.attributions, self.settings.explained
+            results = measure_randomisation(subject, results, attributions, target, self.settings.seed)
+        self.check_seconds = time.monotonic() - start
+        return results
+
+    def _with_less_memory(
+        self,
+        trainer: "pl.Trainer",
+        module: "pl.LightningModule",
+        probe: ProbeSet,
+        once: Callable[[Subject], Results],
+    ) -> Results:
+        """Measure, with smaller and smaller passes while memory runs out."""
+        while True:
+            progress = trainer_progress(trainer)
+            try:
+                with failing_together(), trainer.precision_plugin.forward_context(), _not_logging(module):
+                    with undisturbed(module):
+                        processes = Processes(gather_objects)
+                        results = once(Subject(module, probe, self.forward_fn, self.batch_size, processes, progress))
+                    return results.replace(findings=diagnose(results))
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                message = f"{type(error).__name__}: {error}"
+            # outside of the clause, as the exception holds on to what filled the memory
+            garbage_collection_cuda()
+            size = self.batch_size or max(gather_objects(probe.batch_size))
+            if size == 1:
+                raise MeasurementFailed(
+                    f"memory ran out with one sample in a pass ({message}): explain fewer layers in one callback, or "
+                    "leave the accelerator more room"
+                )
+            self.batch_size = size // 2
+            rank_zero_warn(
+                f"NeuronImportance {self.name!r}: memory ran out in passes of {size} samples; they are of "
+                f"{self.batch_size} from now on. batch_size= sets that at once"
+            )
+
+
+@contextmanager
+def _not_logging(module: "pl.LightningModule") -> Iterator[None]:
+    """Discard what our own forward passes log."""
+
+    def discard(*args: Any, **kwargs: Any) -> None:
+        """Log nothing."""
+
+    modules = [vars(part) for part in module.modules() if isinstance(part, pl.LightningModule)]
+    names = [(values, name) for values in modules for name in ("log", "log_dict") if name not in values]
+    try:
+        for values, name in names:
+            values[name] = discard
+        yield
+    finally:
+        for values, name in names:
+            values.pop(name, None)

@@ -1,0 +1,246 @@
+"""MeasuredRun: one run of a trainer, from its validation batches to published measurements."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_neuroimp.ablation.settings import AblationFaithfulness
+from lightning_neuroimp.batches.description import DescribeFn
+from lightning_neuroimp.batches.probe import ProbeSampler
+from lightning_neuroimp.callbacks.collecting import Collector
+from lightning_neuroimp.callbacks.measuring import Measurer
+from lightning_neuroimp.callbacks.metrics import check_metrics, metrics, missing_metrics
+from lightning_neuroimp.callbacks.processes import failing_together, gather_objects
+from lightning_neuroimp.callbacks.progress import say
+from lightning_neuroimp.callbacks.publishing import Publisher, step_of
+from lightning_neuroimp.callbacks.schedule import PassCount, Schedule
+from lightning_neuroimp.callbacks.state import RunState
+from lightning_neuroimp.capture.forward import ForwardFn
+from lightning_neuroimp.capture.sites import find_sites
+from lightning_neuroimp.clusters.choice import kind_of
+from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.results.history import agreement
+from lightning_neuroimp.results.measurement import Results
+from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.study.settings import ImportanceSettings
+
+
+@dataclass(frozen=True, eq=False)
+class RunOptions:
+    """Hold the callback's validated arguments, which it documents.
+
+    Attributes:
+        name: prefix of all keys, tags and file names.
+        settings: of the importance.
+        check: of its check by ablation; None: there is none.
+        forward_fn: gives logits and targets of a batch; None: they are inferred.
+        new_sampler: makes a sampler of the probe set.
+        max_samples: upper bound on its number of samples.
+        batch_size: number of samples in our passes; None: that of the loader.
+        every_n_epochs: measure in every n-th validation run.
+        on_error: "warn" or "raise".
+        results_dir: folder for results files; None: in the first logger's folder.
+        describe_sample: shows what a sample looks like; None: by default.
+    """
+
+    name: str
+    settings: ImportanceSettings
+    check: AblationFaithfulness | None
+    forward_fn: ForwardFn | None
+    new_sampler: Callable[[], ProbeSampler]
+    max_samples: int
+    batch_size: int | None
+    every_n_epochs: int
+    on_error: str
+    results_dir: Any
+    describe_sample: DescribeFn | None
+
+
+class MeasuredRun:
+    """Measure in one run of a trainer.
+
+    Attributes:
+        state: what a checkpoint carries.
+        collector: draws the probe set.
+        schedule: when measurements are due; None until the run is open, and where nothing is measured.
+        results: the last measurement; None before the first one.
+        checked: the last one that was checked by ablation; None before that.
+
+    Args:
+        options: the callback's arguments.
+        state: what it begins with.
+        results: of another run before.
+        checked: of another run before.
+    """
+
+    def __init__(
+        self, options: RunOptions, state: RunState, results: Results | None = None, checked: Results | None = None
+    ) -> None:
+        self.options, self.state = options, state
+        self.results, self.checked = results, checked
+        self.collector = Collector(options.new_sampler)
+        self.schedule: Schedule | None = None
+        self._measurer = Measurer(options.name, options.settings, options.check, options.forward_fn, options.batch_size)
+        self._publisher = Publisher(options.name, options.results_dir, options.describe_sample)
+        self._missing: dict[str, float] = {}  # stands for a measurement that failed
+        self._proved = False  # whether a measurement of this run has succeeded
+
+    def open(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> Schedule:
+        """Look the layers up, and plan the passes.
+
+        Args:
+            trainer: that runs the module.
+            module: once it has made all of its layers.
+
+        Raises:
+            InvalidArgument: if there is no such layer.
+        """
+        settings = self.options.settings
+        sites = find_sites(module, settings.layers)
+        self._missing = missing_metrics(
+            self.options.name,
+            [str(site) for site in sites],
+            [attribution.name for attribution in settings.attributions],
+            changing=kind_of(settings.clusters) != "labels",
+            checked=self.options.check is not None,
+        )
+        passes = PassCount(
+            len(sites),
+            len(settings.attributions),
+            self.options.max_samples,
+            surveyed=settings.kmeans is not None
+            or settings.removed_to.kind in ("mean", "resample")
+            or trainer.world_size > 1,
+            gradients=any(attribution.needs_gradient for attribution in settings.attributions),
+            extra=[f"{one.name}, at each layer: {one.cost}" for one in settings.attributions if one.cost],
+        )
+        self.schedule = Schedule(self.options.check, passes, self.options.every_n_epochs)
+        return self.schedule
+
+    def end_validation(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> dict[str, float]:
+        """Measure if it is due; return the values to log, the same on every process.
+
+        Raises:
+            MisconfigurationException: if an argument proves invalid in the first measurement of the run.
+            Exception: whatever fails, with `on_error="raise"`.
+        """
+        assert self.schedule is not None
+        first = not self.state.runs and not self.state.measured  # also of a run that goes on from a checkpoint
+        due = self.schedule.measurement_is_due(self.state.runs, alone=trainer.state.fn == "validate")
+        self.state.runs += 1
+        if due:
+            self._measure(trainer, module, first)
+        return (self.state.metrics or self._missing) | self.state.check_metrics
+
+    def end_training(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> None:
+        """Make the last check where it was skipped: only now is it known that no validation run follows."""
+        if self.schedule is None or not self.schedule.pending or self.collector.probe is None:
+            return
+        before, measured = self.results, self.state.measured
+        # gathered, as every process must take the same way
+        unchanged = before is not None and all(gather_objects(before.step == step_of(trainer)))
+        if unchanged:
+            self._check_last(trainer, module)
+        else:
+            self._measure(trainer, module, first=False, last=True)
+        if self.state.measured > measured or self.results is not before:
+            values = self.state.metrics | self.state.check_metrics
+            tensors = {key: torch.tensor(value, device=module.device) for key, value in values.items()}
+            trainer.callback_metrics.update(tensors)
+            self._publisher.log_values(trainer, values)
+
+    def _measure(self, trainer: "pl.Trainer", module: "pl.LightningModule", first: bool, *, last: bool = False) -> None:
+        """Measure, keep and publish.
+
+        Args:
+            trainer: that runs the module.
+            module: what is measured.
+            first: whether an invalid argument stops the training run.
+            last: whether the training run is over, so that a check is made whatever it costs.
+        """
+        try:
+            with failing_together():
+                probe = self.collector.close()
+                checked = last or self._check_is_due(trainer)
+            results = self._measurer.measure(trainer, module, probe, self.state.previous, checked=checked)
+            results = results.replace(notes=(*results.notes, *self.collector.notes()))
+        except Exception as error:
+            if isinstance(error, InvalidArgument) and first:
+                raise MisconfigurationException(f"NeuronImportance {self.options.name!r}: {error}") from error
+            self._fail(f"has no measurement of epoch {trainer.current_epoch}", error)
+            return
+        self._keep(trainer, results)
+        self._publish(trainer, results)
+
+    def _check_last(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> None:
+        """Check the last measurement: no step was taken since."""
+        assert self.results is not None
+        try:
+            results = self._measurer.check_again(trainer, module, self.collector.close(), self.results)
+        except Exception as error:
+            self._fail(f"has no check of epoch {self.results.epoch}", error)
+            return
+        self.results = results
+        self._keep_check(results)
+        self._publish(trainer, results)
+
+    def _publish(self, trainer: "pl.Trainer", results: Results) -> None:
+        try:
+            with failing_together():
+                self._publisher.publish(trainer, results, self.state.agreements, self.collector.probe)
+        except Exception as error:
+            self._fail(f"could not write its measurement of epoch {results.epoch}", error)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        if self.options.on_error == "raise":
+            raise error
+        message = f"{what}; training goes on. {type(error).__name__}: {error}"
+        warnings.warn(f"NeuronImportance {self.options.name!r} {message}", stacklevel=2)
+
+    def _keep(self, trainer: "pl.Trainer", results: Results) -> None:
+        state, name = self.state, self.options.name
+        self.results = results
+        if results.has_faithfulness:
+            self._keep_check(results)
+        elif not self._proved:
+            self.checked = None  # an earlier run's check says nothing of this one
+        state.metrics, state.previous = metrics(results, name), PreviousMeasurement.of(results)
+        state.remember([agreement(results, importance) for importance in results.importances])
+        state.measured += 1
+        if not self._proved:
+            took = ", ".join(f"{part} {seconds:.2g} s" for part, seconds in results.seconds.items())
+            say(trainer, f"NeuronImportance {name!r}, first measurement took: {took}")
+        self._proved = True
+
+    def _keep_check(self, results: Results) -> None:
+        assert self.schedule is not None
+        self.checked = results
+        self.schedule.checked(self._measurer.check_seconds)
+        self.state.check_metrics = check_metrics(results, self.options.name)
+
+    def _check_is_due(self, trainer: "pl.Trainer") -> bool:
+        """Tell whether this measurement is checked by ablation; every process decides as the first one does."""
+        assert self.schedule is not None
+        alone, before = trainer.state.fn == "validate", bool(self.state.check_metrics)
+        if not self.schedule.check_is_due(self.state.measured, alone=alone, checked_before=before):
+            return False
+        may = bool(gather_objects(self.schedule.may_check() or _is_last(trainer))[0])
+        if not may:
+            message = self.schedule.skip()
+            if self.schedule.skipped == 1:
+                say(trainer, f"NeuronImportance {self.options.name!r}, {message} (said once)")
+        return may
+
+
+def _is_last(trainer: "pl.Trainer") -> bool:
+    """Tell whether this is the validation at the end of the last epoch that was asked for.
+
+    Where a training run ends otherwise, by `max_steps`, `max_time` or EarlyStopping, `end_training` makes the check.
+    """
+    last = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
+    return trainer.state.fn == "fit" and last and trainer.is_last_batch
