@@ -15,19 +15,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "AS_STRIDED",
     "CLONE",
+    "COLLECTIVE",
+    "COMPILED_CALL",
     "CONVOLUTIONAL",
     "StorageWeakRef",
     "TorchDispatchMode",
+    "batches_that_stepped",
+    "buffers_of",
     "is_operation",
+    "lightning_attachments",
+    "members_of",
     "mode_depths",
+    "module_as_written",
+    "parameters_of",
     "saved_value",
     "storage_id",
+    "write_count",
     "written_arguments",
 ]
 
+# `StorageWeakRef` keeps a storage's identity from being given to other memory. Without it: the tensors are kept alive.
+# `TorchDispatchMode` sees every operation that torch dispatches. Without it: each ablation is a full pass.
+
 CONVOLUTIONAL: tuple[type[nn.Module], ...] = (
     nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,  # also instance norm
+    nn.modules.batchnorm._NormBase,  # batch norm and instance norm
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
@@ -42,8 +54,15 @@ CLONE = torch.ops.aten.clone.default
 """The operation that copies a tensor. Without it: `torch.clone`, recorded by what it dispatches to."""
 
 
+COLLECTIVE = ("c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
+"""Namespaces of operations by which processes exchange data. Without them: trials on random ablations notice it."""
+
+COMPILED_CALL = "_compiled_call_impl"
+"""Attribute in which `module.compile()` puts what is called. Without it: nothing tells that a module is compiled."""
+
+
 def is_operation(func: Any) -> bool:
-    """Say whether what torch dispatches is a plain operation; others are of a higher order, such as `torch.cond`.
+    """Tell whether what torch dispatches is a plain operation; others are of a higher order, such as `torch.cond`.
 
     Without `torch._ops`: whether it has the attributes `namespace`, `name` and `tags`.
     """
@@ -90,6 +109,50 @@ def saved_value(node: Any, name: str) -> Any:
         name: of the parameter, without the prefix of saved values.
     """
     return getattr(node, f"_saved_{name}")
+
+
+def members_of(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]:
+    """Return what a module itself holds: submodules, parameters, buffers, and the names of buffers that are not saved.
+
+    They are the module's own dictionaries, which also have None for what is registered and not there. Without them:
+    `named_children()`, `named_parameters()` and `named_buffers()`, which leave out None and what comes twice.
+    """
+    return module._modules, module._parameters, module._buffers, module._non_persistent_buffers_set
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return a module's own dictionary of parameters, as in `members_of`."""
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return a module's own dictionary of buffers, as in `members_of`."""
+    return module._buffers
+
+
+def write_count(tensor: Tensor) -> int:
+    """Return how many times a tensor was written in place, which autograd counts.
+
+    Without it: a copy of every parameter, compared afterwards.
+    """
+    return tensor._version
+
+
+def module_as_written(module: nn.Module) -> nn.Module | None:
+    """Return the module that `torch.compile(module)` wraps; None for any other module.
+
+    Without it: compiled modules run in full passes, as a recorder that is entered inside does not see what follows.
+    """
+    return module._modules.get("_orig_mod") if isinstance(module, torch._dynamo.OptimizedModule) else None
+
+
+def lightning_attachments(module: nn.Module) -> list[Any]:
+    """Return the trainer and the fabric that a LightningModule refers to, without the error for one without them.
+
+    Without them: `module.trainer` and `module.fabric`, with that error caught.
+    """
+    attached = [vars(module).get(name) for name in ("_trainer", "_fabric")]
+    return [value for value in attached if value is not None]
 
 
 def batches_that_stepped(trainer: Any) -> int:

@@ -84,14 +84,14 @@ def boolean(name: str, value: Any) -> bool:
     raise InvalidArgument(f"{name} must be True or False, got {shown(value)}")
 
 
-def choice(name: str, value: Any, options: Sequence[T], remedy: str = "") -> T:
+def choice(name: str, value: Any, options: Sequence[T], more: Sequence[str] = ()) -> T:
     """Return one of the options.
 
     Args:
         name: of the argument.
         value: what was received.
         options: the valid values.
-        remedy: what else is valid, appended to the list of options.
+        more: what else the caller takes, in words, for the message.
 
     Raises:
         InvalidArgument: if it is none of them; strings that are close to one are suggested.
@@ -101,7 +101,7 @@ def choice(name: str, value: Any, options: Sequence[T], remedy: str = "") -> T:
             return option
     close = difflib.get_close_matches(value, [str(one) for one in options], n=1) if isinstance(value, str) else []
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InvalidArgument(f"{name} must be {one_of(options)}{remedy}, got {shown(value)}{hint}")
+    raise InvalidArgument(f"{name} must be {one_of([*map(repr, options), *more])}, got {shown(value)}{hint}")
 
 
 def function(name: str, value: Any, signature: str) -> Callable[..., Any]:
@@ -176,13 +176,13 @@ def closest(name: str, names: Collection[str], what: str) -> str:
     return f"the {what} are {', '.join(some)}{', ...' if len(names) > 8 else ''}"
 
 
-def one_of(options: Sequence[Any]) -> str:
+def one_of(options: Sequence[str]) -> str:
     """List options in words.
 
-    >>> one_of(["fit", "validate", None])
-    "'fit', 'validate' or None"
+    >>> one_of(["a name", "a number", "None"])
+    'a name, a number or None'
     """
-    *first, last = map(repr, options)
+    *first, last = options
     return f"{', '.join(first)} or {last}" if first else last
 
 

@@ -1,7 +1,7 @@
 """The errors that this package raises.
 
-All of them are `NeuroimpError`s, and also the built-in kinds that users expect to catch. Only `InvalidArgument` may stop
-a training run: every other failure costs the measurement, and training goes on.
+All of them are `NeuroimpError`s, and also the built-in kinds that users expect to catch. Only `InvalidArgument` may
+stop a training run: every other failure costs the measurement, and training goes on.
 """
 
 

@@ -17,7 +17,8 @@ OWN = "own"
 class Site:
     """Say where neurons are read and removed: at the output or an input of a module, in one of its calls.
 
-    `str(site)` names its results in tables and tags: `encoder.1`, `relu (call 1)`, `attention.out (input, groups of 8)`.
+    `str(site)` names its results in tables and tags, such as `encoder.1`, `relu (call 1)` or
+    `attention.out (input, groups of 8)`.
 
     Attributes:
         name: as in `model.named_modules()`, or a glob.

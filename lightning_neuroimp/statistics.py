@@ -1,4 +1,7 @@
-"""Statistics of deletion curves and of scores: gaps, p-values, intervals, agreement. NumPy and SciPy only."""
+"""Compute statistics of deletion curves and of scores: gaps, p-values, intervals, correlations.
+
+Takes and returns NumPy arrays and plain numbers; knows neither models nor results.
+"""
 
 import itertools
 import math
@@ -8,17 +11,24 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 from scipy import stats
 
+from lightning_neuroimp.errors import InvalidArgument
+
 N_REPLICATES = 999
-"""Resampled data sets behind an interval."""
+"""Number of resampled data sets from which an interval is computed."""
 
 MIN_SPECIFIC = 4
-"""With fewer clusters there are too few assignments to tell specificity from chance."""
+"""Smallest number of clusters with enough assignments to tell specificity from chance."""
 
-_ROUNDING = 1e-9  # means of counts that are equal on paper differ by less than this, others by more
+ROUNDING = 1e-9
+"""Means of counts that are equal on paper differ by less than this, all others by more."""
 
 
 def points(fractions: Sequence[float], n_neurons: int) -> Int[np.ndarray, " point"]:
-    """How many neurons to remove: each fraction rounded up, without repeats.
+    """Return the numbers of neurons to remove, ascending: each fraction rounded up, without repeats.
+
+    Args:
+        fractions: shares of the neurons, above 0 and up to 1.
+        n_neurons: number of all neurons.
 
     >>> points((0.01, 0.02, 0.05, 0.1, 0.2, 0.5), 64)
     array([ 1,  2,  4,  7, 13, 32])
@@ -32,11 +42,11 @@ def points(fractions: Sequence[float], n_neurons: int) -> Int[np.ndarray, " poin
 def gap(
     curve: Float[np.ndarray, "*curves point"], control: Float[np.ndarray, "draw *curves point"]
 ) -> Float[np.ndarray, "*curves"]:
-    """Mean over the points of (mean of the random control - deletion curve); positive is faithful.
+    """Average (mean of the random control - deletion curve) over the points; positive is faithful.
 
     Args:
         curve: accuracy after removing the most important neurons.
-        control: the same for each random order.
+        control: accuracy after removing as many neurons in each random order.
     """
     return np.asarray((control.mean(0) - curve).mean(-1))
 
@@ -44,7 +54,12 @@ def gap(
 def relative_gap(
     curve: Float[np.ndarray, "*curves point"], control: Float[np.ndarray, "draw *curves point"]
 ) -> Float[np.ndarray, "*curves"]:
-    """The gap over the mean of the random control; NaN where random removal leaves no accuracy at all."""
+    """Divide the gap by the mean of the random control; NaN where random removal leaves no accuracy at all.
+
+    Args:
+        curve: as in `gap`.
+        control: as in `gap`.
+    """
     level = np.asarray(control.mean(0).mean(-1))
     return np.divide(gap(curve, control), level, out=np.full(level.shape, np.nan), where=level > 0)
 
@@ -52,26 +67,35 @@ def relative_gap(
 def randomisation_p_value(
     statistic: Float[np.ndarray, "*statistics"], null: Float[np.ndarray, " draw *statistics"]
 ) -> Float[np.ndarray, "*statistics"]:
-    """(1 + draws at least as large as the statistic) / (1 + draws): exact where the null is exchangeable with it.
+    """Compute (1 + draws at least as large as the statistic) / (1 + draws): exact where these are exchangeable.
 
-    NaN where the statistic is.
+    Args:
+        statistic: the observed value.
+        null: its value in each random draw.
 
-    Source: Phipson and Smyth, "Permutation P-values should never be zero", 2010.
+    Returns:
+        One-sided p-values; NaN where the statistic is NaN.
+
+    References:
+        Phipson and Smyth, "Permutation P-values should never be zero", 2010.
 
     >>> float(randomisation_p_value(np.array(3.0), np.array([1.0, 2.0, 3.0, 4.0])))
     0.6
     """
-    share = (1 + (null >= statistic - _ROUNDING).sum(0)) / (1 + len(null))
+    share = (1 + (null >= statistic - ROUNDING).sum(0)) / (1 + len(null))
     return np.where(np.isnan(statistic), np.nan, share)
 
 
 def gap_p_values(
     curve: Float[np.ndarray, "*curves point"], control: Float[np.ndarray, "draw *curves point"]
 ) -> tuple[Float[np.ndarray, "*curves"], Float[np.ndarray, "*curves"]]:
-    """The p-values of a gap: against no better than random, and against no worse.
+    """Compute two p-values of each gap: that of a ranking no better than random, and that of one no worse.
 
-    The control's mean is the same in every gap, so comparing gaps is comparing mean accuracies.
+    Args:
+        curve: as in `gap`.
+        control: as in `gap`.
     """
+    # the control's mean is the same in every gap, so that comparing mean accuracies is comparing gaps
     level, null = -curve.mean(-1), -control.mean(-1)
     return randomisation_p_value(np.asarray(level), null), randomisation_p_value(np.asarray(-level), -null)
 
@@ -81,17 +105,18 @@ def linear_datamodeling_score(
     masks: Bool[np.ndarray, "mask neuron"],
     effects: Float[np.ndarray, " mask"],
 ) -> float:
-    """Correlation, over masks, of the sum of the removed neurons' scores with the measured joint effect.
+    """Correlate, over masks, the sum of the removed neurons' scores with the measured effect of removing them.
 
     Args:
         scores: importance per neuron, from other samples than the effects.
-        masks: which neurons each mask removes.
+        masks: True where a mask removes a neuron.
         effects: fall of the mean margin under each mask.
 
     Returns:
         Pearson's r; NaN where scores or effects do not vary over the masks, or are not finite.
 
-    Source: Park et al., "TRAK", 2023; for components of a network Shah et al., "COAR", arXiv 2404.11534.
+    References:
+        Park et al., "TRAK", 2023; for components of a network Shah et al., "COAR", arXiv 2404.11534.
 
     >>> masks = np.array([[True, False, False], [False, True, False], [True, True, False]])
     >>> scores = np.array([1.0, 2.0, 0.0])
@@ -107,7 +132,12 @@ def linear_datamodeling_score(
 
 
 def weighted_mean(values: Float[np.ndarray, "*rest cluster"], weights: Num[np.ndarray, " cluster"]) -> np.ndarray:
-    """Mean over the last axis by weight, leaving out what is not finite; NaN where nothing is left."""
+    """Average over the last axis by weight, leaving out values that are not finite; NaN where none is left.
+
+    Args:
+        values: one per cluster, or per unit of any other kind.
+        weights: non-negative weight of each.
+    """
     weight = np.where(np.isfinite(values), weights, 0.0)
     total = weight.sum(-1)
     product = np.where(weight > 0, values, 0.0) * weight
@@ -117,25 +147,29 @@ def weighted_mean(values: Float[np.ndarray, "*rest cluster"], weights: Num[np.nd
 def symmetric_relevance_gain(
     most_first: Float[np.ndarray, "*curves point"], least_first: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "*curves"]:
-    """Mean over the points of (accuracy without the least important - accuracy without the most important neurons).
+    """Average (accuracy without the least important - accuracy without the most important neurons) over the points.
 
-    In -1 to 1; a ranking without information has 0. Compares rankings with one another more reliably than either curve.
+    Compares rankings with one another more reliably than either curve does.
 
     Args:
         most_first: deletion curves, most important neurons removed first.
-        least_first: the same at the same points, least important first.
+        least_first: deletion curves at the same points, least important neurons removed first.
+
+    Returns:
+        Values from -1 to 1; 0 for a ranking without information.
 
     Raises:
-        ValueError: if the curves differ in shape.
+        InvalidArgument: if the curves differ in shape.
 
-    Source: Bluecher, Vielhaben and Strodthoff, "Decoupling pixel flipping and occlusion strategy for consistent XAI
-    benchmarks", arXiv 2401.06654.
+    References:
+        Bluecher, Vielhaben and Strodthoff, "Decoupling pixel flipping and occlusion strategy for consistent XAI
+        benchmarks", arXiv 2401.06654.
 
     >>> float(symmetric_relevance_gain(np.array([0.5, 0.1]), np.array([0.9, 0.7])))
     0.5
     """
     if most_first.shape != least_first.shape:
-        raise ValueError(
+        raise InvalidArgument(
             f"the two curves must have the same shape, one value at each point, got {most_first.shape} and "
             f"{least_first.shape}"
         )
@@ -145,18 +179,17 @@ def symmetric_relevance_gain(
 def specificity(
     accuracy_drop: Float[np.ndarray, "cluster cluster"], *, n_permutations: int = 999, seed: int = 0
 ) -> tuple[float, float]:
-    """Whether removing a cluster's top neurons hurts that cluster more than the others.
+    """Measure how much more removing a cluster's top neurons hurts that cluster than the others.
 
     Args:
-        accuracy_drop: `accuracy_drop[i, j]` is what removing the top neurons of cluster j costs cluster i, in accuracy; rows and
-            columns that are NaN are left out.
-        n_permutations: assignments of columns to clusters that are drawn where there are more than that; else all are
-            taken.
-        seed: of the draws.
+        accuracy_drop: fall of cluster i's accuracy when the top neurons of cluster j are removed, at `[i, j]`; clusters
+            with NaN on the diagonal are left out.
+        n_permutations: number of random assignments of columns to clusters; all are taken if there are no more.
+        seed: of the assignments.
 
     Returns:
-        Mean over clusters of (accuracy_drop to itself - mean accuracy_drop to the others), and the share of assignments with a value
-        at least as large, the right one counted; NaN for both with fewer than four clusters.
+        Mean over clusters of (own drop - mean drop of the others), and the fraction of assignments (counting the right
+        one) whose value is at least as large; NaN for both with fewer than four clusters.
 
     >>> value, p_value = specificity(np.eye(5) * 0.5 + 0.1)
     >>> round(value, 3), round(p_value, 3)
@@ -182,17 +215,18 @@ def specificity(
 def bootstrap_interval(
     replicates: Float[np.ndarray, " replicate *statistics"], n: int, level: float = 0.95
 ) -> Float[np.ndarray, "*statistics 2"]:
-    """Percentile interval, widened for small samples as Student's t is wider than the normal distribution.
-
-    NaN where a replicate is.
+    """Compute a percentile interval, widened as Student's t is wider than the normal distribution.
 
     Args:
         replicates: the statistic on resampled data.
-        n: how many units were resampled.
+        n: number of units that were resampled.
         level: nominal coverage.
 
-    Source: Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69 (2015), "expanded
-    percentile interval".
+    Returns:
+        Lower and upper ends; NaN where a replicate is NaN, or with fewer than two units.
+
+    References:
+        Hesterberg, "What teachers should know about the bootstrap", 2015, expanded percentile interval.
     """
     if n < 2:
         return np.full((*replicates.shape[1:], 2), np.nan)
@@ -208,13 +242,13 @@ def resamples(
     generator: np.random.Generator,
     groups: Int[np.ndarray, " unit"] | None = None,
 ) -> Float[np.ndarray, "replicate unit"]:
-    """Weights of n units in samples drawn from them with replacement; each row adds up to 1.
+    """Draw samples from n units with replacement, and return the units' weights; each row adds up to 1.
 
     Args:
-        n: how many units.
-        n_replicates: how many samples.
+        n: number of units.
+        n_replicates: number of samples.
         generator: of the draws.
-        groups: of the units; whole groups are drawn (cluster bootstrap).
+        groups: group of each unit, to draw whole groups (cluster bootstrap); None: each unit by itself.
     """
     if groups is not None:
         group = np.unique(groups, return_inverse=True)[1]
@@ -231,16 +265,17 @@ def gap_replicates(
     n_replicates: int = N_REPLICATES,
     groups: Int[np.ndarray, " sample"] | None = None,
 ) -> Float[np.ndarray, " replicate"]:
-    """The gap with samples and, independently of them, random orders drawn again.
+    """Compute the gap with samples and, independently of them, random orders drawn again.
 
     Args:
-        own: each sample's mean correctness over the points of the deletion curve.
-        control: the same for each random order.
+        own: mean correctness of each sample over the points of the deletion curve.
+        control: mean correctness of each sample in each random order.
         generator: of the draws.
-        n_replicates: how many.
-        groups: of the samples; whole groups are drawn.
+        n_replicates: number of gaps.
+        groups: group of each sample, as in `resamples`.
 
-    Source: Owen, "The pigeonhole bootstrap", 2007, for two crossed factors.
+    References:
+        Owen, "The pigeonhole bootstrap", 2007, for two crossed factors.
     """
     samples = resamples(len(own), n_replicates, generator, groups)
     draws = resamples(len(control), n_replicates, generator)
@@ -250,38 +285,45 @@ def gap_replicates(
 def correlation_interval(
     replicates: Float[np.ndarray, " replicate *statistics"], value: Float[np.ndarray, "*statistics"], n: int
 ) -> Float[np.ndarray, "*statistics 2"]:
-    """95% interval of a correlation: the replicates reflected at the value (basic bootstrap), on Fisher's scale.
+    """Compute the 95% interval of a correlation by reflecting replicates at the value, on Fisher's scale.
 
     Args:
-        replicates: the correlation on resampled pairs.
-        value: on the pairs themselves.
-        n: how many pairs.
+        replicates: correlations on resampled pairs.
+        value: correlation on the pairs themselves.
+        n: number of pairs.
 
-    Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
+    References:
+        Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2 (basic bootstrap).
     """
     reflected = 2 * _fisher(np.asarray(value))[..., None] - bootstrap_interval(_fisher(replicates), n)
     return np.tanh(reflected[..., ::-1])
 
 
 def _fisher(correlation: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Transform correlations to Fisher's scale, staying finite for perfect ones."""
     return np.asarray(np.arctanh(np.clip(correlation, -1 + 1e-9, 1 - 1e-9)))
 
 
 def split_half_reliability(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"]) -> float:
-    """Rank correlation of two halves' scores, corrected to the length of both together (Spearman-Brown).
+    """Correlate the ranks of two halves' scores, corrected to the size of both together (Spearman-Brown).
+
+    Args:
+        one: importance per neuron on one half of the samples.
+        other: importance per neuron on the other half.
 
     Returns:
-        2 r / (1 + r) with Spearman's r; NaN where a half does not vary or is not finite. Correlations below zero are
-        given as they are: the correction has no meaning there.
+        2 r / (1 + r) with Spearman's r; r itself below zero, where the correction has no meaning; NaN if a half does
+        not vary or is not finite.
 
-    Source: Spearman, and Brown, both in British Journal of Psychology 3 (1910).
+    References:
+        Spearman, and Brown, both in British Journal of Psychology 3 (1910).
     """
     r = rank_correlation(one, other)
     return 2 * r / (1 + r) if r > 0 else r
 
 
 def rank_correlation(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"]) -> float:
-    """Spearman's rank correlation; NaN where one does not vary or is not finite."""
+    """Compute Spearman's rank correlation of two scores; NaN if one does not vary or is not finite."""
     if len(one) < 2 or not (np.isfinite(one).all() and np.isfinite(other).all()):
         return float("nan")
     if np.ptp(one) == 0 or np.ptp(other) == 0:
@@ -290,9 +332,15 @@ def rank_correlation(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray,
 
 
 def samples_needed(reliability: float, n_samples: float, goal: float = 0.9) -> float:
-    """How many samples would make scores of this reliability reach the goal (Spearman-Brown's prophecy formula).
+    """Estimate the number of samples with which scores would be reliable (Spearman-Brown's prophecy formula).
 
-    Infinite where the reliability is not above zero; NaN where it is.
+    Args:
+        reliability: of scores from `n_samples` samples, up to 1.
+        n_samples: number of samples so far.
+        goal: reliability to reach.
+
+    Returns:
+        Number of samples; infinite if the reliability is not above zero, NaN if it is NaN.
 
     >>> round(samples_needed(0.6, 100))
     600
@@ -307,7 +355,9 @@ def samples_needed(reliability: float, n_samples: float, goal: float = 0.9) -> f
 
 
 def top_overlap(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " neuron"], k: int) -> tuple[float, float]:
-    """Jaccard overlap of the k top neurons of two scores, and what chance gives: k / (2 d - k) of d neurons.
+    """Compute the Jaccard overlap of two scores' k top neurons, and that of random ones: k / (2 d - k) of d neurons.
+
+    Both are shares from 0 to 1; the overlap is NaN if a score is not finite.
 
     >>> top_overlap(np.array([3.0, 2.0, 1.0]), np.array([3.0, 1.0, 2.0]), 2)
     (0.3333333333333333, 0.5)
@@ -321,9 +371,10 @@ def top_overlap(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " ne
 
 
 def false_discovery(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Smallest false discovery rates at which each test would be a discovery; NaN where the p-value is.
+    """Return the smallest false discovery rate at which each test is a discovery; NaN where its p-value is NaN.
 
-    Source: Benjamini and Hochberg, "Controlling the false discovery rate", 1995.
+    References:
+        Benjamini and Hochberg, "Controlling the false discovery rate", 1995.
     """
     known = np.isfinite(p_values)
     found = np.full(p_values.shape, np.nan)
@@ -335,67 +386,13 @@ def false_discovery(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, "
 def row_correlations(
     one: Float[np.ndarray, "row value"], other: Float[np.ndarray, "row value"]
 ) -> Float[np.ndarray, " row"]:
-    """Pearson's correlation of each row with the same row of the other table; NaN where one does not vary."""
+    """Compute Pearson's correlation of each row with the same row of another table; NaN where one does not vary."""
     one, other = one - one.mean(1, keepdims=True), other - other.mean(1, keepdims=True)
     norm = np.sqrt((one**2).sum(1) * (other**2).sum(1))
     return np.divide((one * other).sum(1), norm, out=np.full(len(norm), np.nan), where=norm > 1e-12)
-
-
-def rounds(n_draws: int) -> list[int]:
-    """How many draws have been made after each round of a control that stops when everything is decided.
-
-    >>> rounds(19), rounds(99)
-    ([19], [19, 39, 79, 99])
-    """
-    found = [19]
-    while found[-1] < n_draws:
-        found.append(min(2 * found[-1] + 1, n_draws))
-    return found
-
-
-def sequential_p_value(exceeded: Bool[np.ndarray, " draw"], n_draws: int, level: float = 0.05) -> float | None:
-    """The p-value of a ranking that enough random orders have already beaten; None where that is not decided.
-
-    Once h = level * (n_draws + 1) orders have, the p-value of all draws would be above the level, whatever follows.
-
-    Args:
-        exceeded: whether each order so far has a gap at least as large.
-        n_draws: how many were asked for.
-        level: of the decision.
-
-    Returns:
-        h over the number of draws until the h-th; None where there are fewer so far.
-
-    Source: Besag and Clifford, "Sequential Monte Carlo p-values", Biometrika 78 (1991).
-    """
-    enough = math.floor(level * (n_draws + 1) + 1e-9)
-    (beaten,) = np.nonzero(exceeded)
-    return enough / (int(beaten[enough - 1]) + 1) if 0 < enough <= len(beaten) else None
-
-
-def sequential_gap_p_values(
-    curve: Float[np.ndarray, " point"], control: Float[np.ndarray, "draw point"], n_draws: int
-) -> tuple[float | None, float | None]:
-    """Both p-values of a gap, as in `gap_p_values`, where the random orders so far decide them; else None.
-
-    Args:
-        curve: accuracy after removing the most important neurons.
-        control: the same for each random order so far.
-        n_draws: how many were asked for.
-    """
-    level, null = -curve.mean(-1), -control.mean(-1)
-    return (
-        sequential_p_value(null >= level - _ROUNDING, n_draws),
-        sequential_p_value(null <= level + _ROUNDING, n_draws),
-    )
 
 
 def percentiles(replicates: Float[np.ndarray, " replicate"]) -> Float[np.ndarray, "2"]:
     """Return the 2.5% and 97.5% quantiles of replicates; NaN where most of them are not defined."""
     known = replicates[np.isfinite(replicates)]
     return np.quantile(known, [0.025, 0.975]) if len(known) > len(replicates) / 2 else np.full(2, np.nan)
-
-
-def nearest_point(removed: Int[np.ndarray, " point"], n_neurons: int, fraction: float) -> int:
-    """Return the point of a curve whose number of removed neurons is nearest to a fraction of all neurons."""
-    return int(np.abs(removed - fraction * n_neurons).argmin())

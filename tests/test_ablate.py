@@ -107,11 +107,11 @@ def test_the_fused_path_of_attention_is_not_taken():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("1", "ab"), {}, "neurons must be numbers, or one boolean for each, got 'ab'"),
+        (("1", np.array(["a"])), {}, r"neurons must be numbers, or one boolean for each, got array\(\['a'\]"),
         (
             ("1", [0]),
-            {"baseline": object},
-            "baseline must be one number, or one for each channel of the layer, got <cl",
+            {"baseline": np.array(["a"])},
+            r"baseline must be one number, or one for each channel of the layer, got array\(\['a'\]",
         ),
         (("7", [0]), {}, "there is no layer '7' in Sequential"),
         (

@@ -450,6 +450,7 @@ def test_nothing_is_held_after_a_run_or_an_exception(tmp_path):
     with pytest.raises(RuntimeError, match="injected"):
         trainer(tmp_path, [failed]).fit(Classifier(), *loaders())
     for callback in (done, failed):
-        assert callback._probe is None
-        assert callback._sampler is None
-        assert callback._lost is None
+        collector = callback._run.collector
+        assert collector.probe is None
+        assert collector._sampler is None
+        assert collector._lost is None

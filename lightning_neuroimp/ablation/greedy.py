@@ -1,4 +1,4 @@
-"""Greedy orders of removal: at each point those neurons whose removal lowers the margin most."""
+"""Find greedy orders of removal: at each point those neurons whose removal lowers the margin most."""
 
 from collections.abc import Iterable
 
@@ -21,10 +21,9 @@ def greedy_orders(
 ) -> Int[np.ndarray, "cell neuron"]:
     """Find an order of removal for each cell, greedily on its own samples.
 
-    At each point it takes those neurons whose removal, together with those before, lowers the margin most. Neurons
-    after the last point come in any order.
-
-    Takes a whole pass and one of what follows the site per neuron, at each point.
+    At each point those neurons are taken whose removal, in addition to those before, lowers the margin most. Neurons
+    after the last point come in any order. Each point takes a full forward pass, and one pass of what follows the site
+    for every neuron.
 
     Args:
         recorder: of the model and the removal.
@@ -32,6 +31,9 @@ def greedy_orders(
         removed: number of removed neurons at each point.
         n_cells: number of cells.
         processes: those that share the samples.
+
+    Returns:
+        All neurons of the site in each cell, first removed first.
     """
     n_neurons, kept = recorder.removal.n_neurons, list(batches)
     order = np.zeros((n_cells, 0), np.int64)
@@ -50,7 +52,13 @@ def greedy_orders(
 def _margins_without_each(
     recorder: SuffixRecorder, batches: Iterable[CellBatch], gone: np.ndarray
 ) -> Float[np.ndarray, "neuron cell"]:
-    """Return the sum of the margins in each cell without each neuron, in addition to those that are gone."""
+    """Sum the margins of each cell's samples without each neuron, in addition to those that are gone.
+
+    Args:
+        recorder: of the model and the removal.
+        batches: of this process.
+        gone: True where a neuron is removed already, (cell, neuron).
+    """
     n_cells, n_neurons = gone.shape
     left = np.zeros((n_neurons, n_cells))
     every = np.eye(n_neurons, dtype=bool)

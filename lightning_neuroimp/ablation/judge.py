@@ -1,4 +1,4 @@
-"""Judge: from the outcomes of ablation at one site to curves, gaps, p-values, intervals and verdicts."""
+"""Judge rankings: from the outcomes of ablation at one site to curves, gaps, p-values, intervals and verdicts."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from lightning_neuroimp import statistics
+from lightning_neuroimp.ablation.early_stopping import sequential_gap_p_values
 from lightning_neuroimp.ablation.orders import ALTERNATIVES, REFERENCES, RemovalOrders
 from lightning_neuroimp.ablation.outcomes import Outcomes
 from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness
@@ -44,7 +45,7 @@ class RandomControl:
             removed: number of removed neurons at each point of the curves.
             n_neurons: at the site.
             n_draws: number of permutations.
-            seed: another seed gives other ones.
+            seed: of the permutations, and of the resampling.
         """
         generator = np.random.default_rng(list(seed))
         orders = np.stack([generator.permutation(n_neurons) for _ in range(n_draws)])
@@ -56,16 +57,25 @@ class RandomControl:
 
 
 class Judge:
-    """Judge the rankings of one site from what became of the samples.
+    """Judge the rankings of one site from the outcomes of ablation.
 
     Tables have one row per cluster and a last one for all clusters, weighted by their numbers of ablated samples.
 
     Args:
         importances: the attributions of the site.
         outcomes: of the orders in `orders`, then of the random control; their groups are cells (2 * cluster + half).
-        orders: which order is what.
-        control: the random orders that were made.
-        sample_group: group of each sample of the outcomes, drawn again as a whole; None: each sample by itself.
+        orders: the orders of removal before the random control.
+        control: the random orders that were run.
+        sample_group: group of each sample of the outcomes; whole groups are resampled. None: single samples.
+
+    Attributes:
+        members: rows of the outcomes that belong to each cluster, and last to all of them.
+        half_members: rows of the outcomes in each half of each cluster.
+        size: number of ablated samples in each cluster.
+        samples: number of ablated samples, (row of the tables, half).
+        level: correctness of each sample, averaged over the points: (order, sample).
+        accuracy: (order, row of the tables, point).
+        margin: mean margin in logits, (order, row of the tables, point).
     """
 
     def __init__(
@@ -79,7 +89,7 @@ class Judge:
         self.importances, self.outcomes, self.orders = importances, outcomes, orders
         self.control, self.sample_group = control, sample_group
         cluster, half = outcomes.cell // 2, outcomes.cell % 2
-        # a half without samples in the other half has no ranking: its samples say nothing
+        # without samples in the other half there is no ranking to judge
         count = importances[0].count
         ranked = (count[::-1] > 0).T[cluster, half] if len(cluster) else np.zeros(0, bool)
         self.members = [np.flatnonzero(ranked & (cluster == row)) for row in range(count.shape[1])]
@@ -88,8 +98,8 @@ class Judge:
         self.size = sizes.sum(1)
         self.samples = np.concatenate([sizes, sizes.sum(0, keepdims=True)])  # (row, half)
         self.members.append(np.concatenate(self.members))
-        self.level = outcomes.correct.mean(1)  # of each order, over the points: (order, sample)
-        self.accuracy = self._pool(outcomes.correct)  # (order, row, point)
+        self.level = outcomes.correct.mean(1)
+        self.accuracy = self._pool(outcomes.correct)
         self.margin = self._pool(outcomes.margin)
 
     def decided(self) -> bool:
@@ -97,16 +107,16 @@ class Judge:
         for own in self.orders.own:
             for row in range(len(self.members)):
                 curve, control = self.accuracy[own, row], self._control(row)
-                early = statistics.sequential_gap_p_values(curve, control, self.control.n_draws)
+                early = sequential_gap_p_values(curve, control, self.control.n_draws)
                 if not np.isnan(curve).any() and None in early:
                     return False
         return True
 
     def faithfulness(self, position: int) -> Faithfulness:
-        """Collect all that is known of one attribution's ranking.
+        """Collect the results of the check of one attribution's ranking.
 
         Args:
-            position: of the attribution among the importances.
+            position: place of the attribution among the importances.
         """
         own, references = self.orders.own[position], self.orders.references(position)
         curve, control = self.accuracy[own], self.accuracy[self.orders.control :]
@@ -139,8 +149,8 @@ class Judge:
                 for row, smallest in enumerate(self.samples.min(1))
             ),
             lds=lds[0],
-            reference_gap=np.stack([statistics.gap(self.accuracy[one], control) for one in references]),
-            reference_interval=np.stack([self._differences(one, own)[1] for one in references]),
+            reference_gap=np.stack([statistics.gap(self.accuracy[order], control) for order in references]),
+            reference_interval=np.stack([self._differences(order, own)[1] for order in references]),
             alternatives=ALTERNATIVES,
             alternative_lds=lds[1:],
             alternative_interval=alternative_interval,
@@ -156,7 +166,7 @@ class Judge:
         )
 
     def comparisons(self) -> list[Comparison]:
-        """Compare each two attributions of the site."""
+        """Compare every pair of attributions of the site: the difference of their gaps, with 95% intervals."""
         found = []
         for first, second in itertools.combinations(range(len(self.importances)), 2):
             difference, interval = self._differences(self.orders.own[second], self.orders.own[first])
@@ -174,7 +184,14 @@ class Judge:
         return found
 
     def _pool(self, values: Shaped[np.ndarray, "*rest sample"]) -> Float[np.ndarray, "..."]:
-        """Average over the samples of each cluster, then over all clusters by size: rows before the last axis left."""
+        """Average over the samples of each cluster, then over all clusters by size.
+
+        Args:
+            values: one per sample, on the last axis.
+
+        Returns:
+            Means, with the tables' rows as second axis (first where there are no others).
+        """
         empty = np.full(values.shape[:-1], np.nan)
         means = [values[..., rows].mean(-1) if len(rows) else empty for rows in self.members[:-1]]
         table = np.array(means)
@@ -182,29 +199,33 @@ class Judge:
         return np.moveaxis(np.concatenate([table, together[None]]), 0, min(1, values.ndim - 1))
 
     def _control(self, row: int) -> Float[np.ndarray, "draw point"]:
+        """Return the accuracies of the random control in one row of the tables."""
         return self.accuracy[self.orders.control :, row]
 
     def _p_values(self, own: int, row: int) -> tuple[float, float]:
-        """Return both tails' p-values of one row; those of a control that stopped early are its sequential ones."""
+        """Return both p-values of a gap in one row; sequential ones if the control stopped early."""
         curve, control = self.accuracy[own, row], self._control(row)
         if len(control) == self.control.n_draws:
             upper, lower = statistics.gap_p_values(curve, control)
             return float(upper), float(lower)
-        early = statistics.sequential_gap_p_values(curve, control, self.control.n_draws)
+        early = sequential_gap_p_values(curve, control, self.control.n_draws)
         above, below = (float("nan") if p_value is None else p_value for p_value in early)
         return above, below
 
     def _generator(self, stream: int) -> np.random.Generator:
+        """Make a generator of random numbers, independent of those with other stream numbers."""
         return np.random.default_rng([*self.control.seed, stream])
 
     def _groups(self, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"] | None:
+        """Return the groups of some samples; None without groups."""
         return None if self.sample_group is None else self.sample_group[rows]
 
     def _n_units(self, rows: Int[np.ndarray, " row"]) -> int:
-        """Count the samples, or groups of them, that are drawn again."""
+        """Count the units of resampling among some samples: groups if there are any, otherwise samples."""
         return len(rows) if self.sample_group is None else len(np.unique(self.sample_group[rows]))
 
     def _gap_interval(self, order: int, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, "2"]:
+        """Compute the 95% interval of an order's gap over some samples; NaN with fewer than two."""
         if len(rows) < 2:
             return np.full(2, np.nan)
         control = self.level[self.orders.control :, rows]
@@ -213,30 +234,37 @@ class Judge:
         return statistics.bootstrap_interval(replicates, self._n_units(rows))
 
     def _symmetric_gain(self, position: int) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row 2"]]:
+        """Compute the symmetric relevance gain and its 95% interval; NaN if the least important were not removed."""
         if not self.orders.least:
             return np.full(len(self.members), np.nan), np.full((len(self.members), 2), np.nan)
         return self._differences(self.orders.least[position], self.orders.own[position])
 
-    def _differences(self, one: int, other: int) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row 2"]]:
-        """Return how much more accuracy one order leaves than another, and its 95% interval over the samples."""
-        more = self.level[one] - self.level[other]
-        value = np.array([more[rows].mean() if len(rows) else np.nan for rows in self.members], float)
-        return value, np.stack([self._mean_interval(more[rows], rows) for rows in self.members])
+    def _differences(self, order: int, other: int) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row 2"]]:
+        """Compute how much more accuracy one order leaves than another, and the 95% interval over the samples."""
+        difference = self.level[order] - self.level[other]
+        value = np.array([difference[rows].mean() if len(rows) else np.nan for rows in self.members], float)
+        return value, np.stack([self._mean_interval(difference[rows], rows) for rows in self.members])
 
     def _mean_interval(
         self, values: Float[np.ndarray, " sample"], rows: Int[np.ndarray, " sample"]
     ) -> Float[np.ndarray, "2"]:
+        """Compute the 95% interval of a mean over some samples; NaN with fewer than two."""
         if len(values) < 2:
             return np.full(2, np.nan)
         weights = statistics.resamples(len(values), statistics.N_REPLICATES, self._generator(2), self._groups(rows))
         return statistics.bootstrap_interval(weights @ values, self._n_units(rows))
 
     def _lds(
-        self, one: Importance
+        self, importance: Importance
     ) -> tuple[Float[np.ndarray, "score row"], Float[np.ndarray, "row 2"], Float[np.ndarray, "alternative row 2"]]:
-        """Return the LDS of the scores and of each alternative, the former's interval, and that of the differences."""
+        """Compute linear datamodeling scores.
+
+        Returns:
+            Those of the scores and then of each alternative; the 95% interval of the scores' own; and the 95%
+            intervals of the alternatives' lead over it.
+        """
         n_masks = len(self.control.orders)
-        value, replicates = self._lds_of_halves(one)
+        value, replicates = self._lds_of_halves(importance)
         both = np.ones(2)
         value = np.asarray(statistics.weighted_mean(value, both))  # (score, cluster)
         replicates = np.asarray(statistics.weighted_mean(replicates.swapaxes(2, 3), both))
@@ -245,22 +273,30 @@ class Judge:
         replicates = np.concatenate([replicates, together[:, None]], 1)  # (score, row, replicate)
         interval = statistics.correlation_interval(replicates[0].T, value[0], n_masks)
         # scores that do not differ predict nothing
-        more = replicates[1:] - np.nan_to_num(replicates[0])
-        return value, interval, np.stack([[statistics.percentiles(row) for row in rows] for rows in more])
+        lead = replicates[1:] - np.nan_to_num(replicates[0])
+        return value, interval, np.stack([[statistics.percentiles(row) for row in rows] for rows in lead])
 
     def _lds_of_halves(
-        self, one: Importance
+        self, importance: Importance
     ) -> tuple[Float[np.ndarray, "score cluster half"], Float[np.ndarray, "score cluster half replicate"]]:
-        """Return the LDS of the scores and alternatives in each half, over the same masks, and over resampled masks.
+        """Compute linear datamodeling scores of the scores and alternatives in each half of each cluster.
 
-        The masks are the control's orders, cut nearest to 10% of the neurons. Samples are not drawn again: effects on
-        few samples are noisy, and noise draws every correlation towards zero.
+        The masks are the control's orders, cut at the point nearest to 10% of the neurons. Masks are resampled, samples
+        are not: effects on few samples are noisy, and noise draws every correlation towards zero.
+
+        Returns:
+            The values on the masks, and on resampled masks.
         """
         orders, removed = self.control.orders, self.control.removed
-        point = statistics.nearest_point(removed, orders.shape[1], LDS_FRACTION)
+        point = int(np.abs(removed - LDS_FRACTION * orders.shape[1]).argmin())
         masks: Bool[np.ndarray, "draw neuron"] = np.argsort(orders, axis=1) < removed[point]
         draws = self._generator(3).integers(len(orders), size=(statistics.N_REPLICATES, len(orders)))
-        candidates = [one.half_mean, one.half_abs_mean, one.half_deviation, one.half_first_order]
+        candidates = [
+            importance.half_mean,
+            importance.half_abs_mean,
+            importance.half_deviation,
+            importance.half_first_order,
+        ]
         value = np.full((len(candidates), len(self.half_members), 2), np.nan)
         replicates = np.full((*value.shape, statistics.N_REPLICATES), np.nan)
         for cluster, half in np.ndindex(value.shape[1:]):

@@ -1,4 +1,4 @@
-"""Orders of removal: own rankings, references, and which samples they are tried on."""
+"""Plan the orders of removal: own rankings, references, and the samples on which they are tried."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
 
 REFERENCES = ("activation_size", "shared_ranking")
-"""Keys of the rankings that a score should beat: by mean |activation - baseline|, and one for all clusters, by the same
-score's mean over them."""
+"""Keys of the rankings that a score should beat: by mean |activation - baseline|, and by the same score's mean over all
+clusters."""
 
 
 ALTERNATIVES = ("absolute_values", "activation_size", "first_order")
-"""Keys of the scores that every importance pass gives in addition to the requested one: that score's own absolute values,
-mean |activation - baseline|, and, where there are gradients, the effect of removal to first order."""
+"""Keys of the scores that every importance pass gives in addition to the requested one: that score's own absolute
+values, mean |activation - baseline|, and, where there are gradients, the effect of removal to first order."""
 
 
 def choose_samples(results: Results, max_samples: int) -> Int[np.ndarray, " chosen"]:
@@ -35,13 +35,13 @@ def choose_samples(results: Results, max_samples: int) -> Int[np.ndarray, " chos
 
 @dataclass(frozen=True)
 class RemovalOrders:
-    """Hold the orders of removal at one site, and which of them is what.
+    """Hold the orders of removal at one site, and the number of each kind of order among them.
 
     Attributes:
-        orders: before the random control, each with a row per cell.
+        orders: those before the random control, each with a row per cell.
         own: number of each attribution's own order.
-        size: number of the order by the activations' size.
-        shared: number of the order by each attribution's one ranking for all clusters.
+        size: number of the order by mean |activation - baseline|.
+        shared: number of the order by each attribution's mean over all clusters.
         least: number of each attribution's order, least important first; empty where that was not asked for.
         greedy: number of the greedy order; None where that was not asked for.
     """
@@ -72,25 +72,26 @@ def plan_orders(
 
     Args:
         importances: the attributions of a site.
-        settings: what is asked for.
-        greedy: the greedy order of each cell, from its own samples.
+        settings: of the check.
+        greedy: the greedy order of each cell, from its own samples; None: there is none.
     """
     n = len(importances)
-    own = [_by_other_half(one.half_mean) for one in importances]
+    own = [_by_other_half(importance.half_mean) for importance in importances]
     shared = []
-    for one in importances:
-        weight = one.count / np.maximum(one.count.sum(1, keepdims=True), 1)
-        mean = (weight[..., None] * np.nan_to_num(one.half_mean)).sum(1, keepdims=True)
-        shared.append(_by_other_half(np.repeat(mean, one.half_mean.shape[1], axis=1)))
+    for importance in importances:
+        weight = importance.count / np.maximum(importance.count.sum(1, keepdims=True), 1)
+        mean = (weight[..., None] * np.nan_to_num(importance.half_mean)).sum(1, keepdims=True)
+        shared.append(_by_other_half(np.repeat(mean, importance.half_mean.shape[1], axis=1)))
     orders = [*own, _by_other_half(importances[0].half_deviation), *shared]
     least = list(range(len(orders), len(orders) + n)) if settings.least_first else []
     orders += [order[:, ::-1] for order in own] if settings.least_first else []
     if greedy is not None:
-        orders.append(greedy.reshape(-1, 2, greedy.shape[1])[:, ::-1].reshape(greedy.shape))  # of the other half
+        orders.append(greedy.reshape(-1, 2, greedy.shape[1])[:, ::-1].reshape(greedy.shape))  # the other half's
     last = None if greedy is None else len(orders) - 1
     return RemovalOrders(orders, list(range(n)), n, list(range(n + 1, 2 * n + 1)), least, last)
 
 
 def _by_other_half(half_scores: Float[np.ndarray, "half cluster neuron"]) -> Int[np.ndarray, "cell neuron"]:
+    """Rank the neurons of each cell by the scores of the cluster's other half, largest first."""
     swapped = half_scores[::-1].transpose(1, 0, 2)  # (cluster, half, neuron): the scores of the other half
     return np.argsort(-swapped, axis=-1, kind="stable").reshape(-1, half_scores.shape[-1])

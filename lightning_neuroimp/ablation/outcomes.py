@@ -1,4 +1,4 @@
-"""Outcomes: what becomes of each sample when neurons are removed in given orders. Knows cells, but no clusters."""
+"""Remove neurons in given orders, and record what becomes of each sample. Knows cells, but no clusters."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,17 +25,17 @@ CellBatch = tuple[Any, Int[np.ndarray, " sample"], Int[np.ndarray, " sample"]]
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Hold what became of each sample.
+    """Hold what became of each sample when neurons were removed.
 
     Attributes:
         sample: number of each sample, ascending.
-        cell: its cell.
-        correct: whether it is predicted right, for each order and number of removed neurons.
-        margin: its margin, in logits; NaN where it is not finite.
-        predicted: its predicted class; -1 where its logits are NaN.
-        intact_correct: whether it is predicted right with all neurons.
-        intact_margin: its margin with all neurons.
-        intact_predicted: its predicted class with all neurons.
+        cell: cell of each sample.
+        correct: whether the prediction is right, for each order and number of removed neurons.
+        margin: margin in logits; NaN where it is not finite.
+        predicted: predicted class; -1 where a logit is NaN.
+        intact_correct: whether the prediction is right with all neurons.
+        intact_margin: margin in logits with all neurons.
+        intact_predicted: predicted class with all neurons.
     """
 
     sample: Int[np.ndarray, " sample"]
@@ -67,18 +67,21 @@ def ablate_orders(
     processes: Processes = Processes(),  # noqa: B008 (frozen)
     tick: Callable[[], None] = lambda: None,
 ) -> Outcomes:
-    """Remove neurons in given orders, each cell's samples in its own, all cells in one mixed pass.
+    """Remove neurons in given orders, those of each cell from its own samples, with all cells in one pass.
 
-    Each batch is run once as a whole, and then from the site on for every set of neurons; sets that several orders
-    share are run once.
+    Each batch is run once in full, and then from the site on for every set of neurons; sets that several orders share
+    are run once.
 
     Args:
         recorder: of the model and the removal.
         batches: of this process.
-        orders: each is a row of neurons to remove, first to last, per cell, or one row for all cells.
+        orders: neurons to remove, first to last; each order has one row per cell, or one row for all cells.
         removed: number of removed neurons at each point.
         processes: those that share the samples.
         tick: called for every order and point of every batch, and once more for the intact one.
+
+    Raises:
+        InvalidArgument: if the logits of one batch have several shapes.
     """
     masks, which = distinct_masks(orders, removed)
     uses = np.bincount(which, minlength=len(masks))
@@ -108,11 +111,14 @@ def ablate_orders(
 def distinct_masks(
     orders: Sequence[Int[np.ndarray, "_ neuron"]], removed: Int[np.ndarray, " point"]
 ) -> tuple[list[Bool[np.ndarray, "_ neuron"]], Int[np.ndarray, " pair"]]:
-    """Return the different sets of neurons that orders remove, and which of them each pair of order and point is.
+    """List the distinct sets of neurons that orders remove.
 
     Args:
-        orders: each is a row of neurons per cell, or one row for all cells.
+        orders: neurons to remove, first to last; each order has one row per cell, or one row for all cells.
         removed: number of removed neurons at each point.
+
+    Returns:
+        The sets as masks, and the number of the mask of each pair of order and point, points running fastest.
 
     >>> masks, which = distinct_masks([np.array([[0, 1, 2]]), np.array([[1, 0, 2]])], np.array([1, 2]))
     >>> len(masks), which.tolist()
@@ -146,10 +152,10 @@ def run_masks(
 
     Args:
         suffix: of the batch.
-        masks: True where a neuron is removed; one row per cell, or one for all.
-        cells: of the samples.
+        masks: True where a neuron is removed; one row per cell, or one row for all cells.
+        cells: cell of each sample.
         uses: number of ticks for each mask; None: one each.
-        tick: called as often as that, and once for the intact batch.
+        tick: called so often for each mask, and once for the intact batch.
     """
     yield suffix.logits, suffix.classes
     tick()
@@ -166,10 +172,14 @@ def run_masks(
 def tabulate(
     outcomes: Iterator[tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]],
 ) -> tuple[Bool[np.ndarray, "mask sample"], Float[np.ndarray, "mask sample"], Int[np.ndarray, "mask sample"]]:
-    """Return whether each sample is predicted right, its margin and its predicted class, for each mask.
+    """Turn logits into tables of predictions, one row per mask.
 
     Args:
         outcomes: logits and explained classes, from `run_masks`.
+
+    Returns:
+        Whether each sample is predicted right; its margin in logits, NaN where it is not finite; its predicted class,
+        -1 where a logit is NaN.
 
     Raises:
         InvalidArgument: if the logits of one batch have several shapes.
@@ -178,11 +188,12 @@ def tabulate(
     waiting: list[tuple[Tensor, Tensor]] = []
 
     def count() -> None:
+        """Tabulate the waiting logits and let go of them."""
         shapes = sorted({tuple(logits.shape) for logits, _ in waiting})
         if len(shapes) > 1:
             raise InvalidArgument(
-                f"the model's logits had shapes {' and '.join(map(str, shapes))} for one batch: they must have the "
-                "same shape each time that it is called"
+                f"the model's logits must have the same shape each time that it runs on a batch, got "
+                f"{' and '.join(map(str, shapes[:4]))}; let forward_fn return logits of one shape"
             )
         logits = torch.cat([logits for logits, _ in waiting])
         classes = torch.cat([classes for _, classes in waiting])
@@ -199,5 +210,5 @@ def tabulate(
     if waiting:
         count()
     correct, margins, predicted = (np.concatenate([table[part] for table in tables]) for part in range(3))
-    # an infinite one would spoil differences with warnings; neither kind can be told from the other
+    # NaN for infinite margins too, as these would spoil differences with warnings
     return correct, np.where(np.isfinite(margins), margins, np.nan).astype(np.float64), predicted

@@ -1,4 +1,4 @@
-"""AblationFaithfulness: the settings of a check by ablation."""
+"""Set how importances are checked by ablation: AblationFaithfulness, for callbacks and functions alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.verdict import FRACTIONS
 
 MIN_RANDOM = 19
-"""With fewer random orders no p-value can be .05 or less."""
+"""Smallest number of random orders with which a p-value can be .05 or less."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,13 @@ class AblationFaithfulness:
     Attributes:
         n_random: number of random orders in the control; with 19 the smallest p-value is .05.
         fractions: shares of the neurons to remove, each rounded up, without repeats.
-        max_samples: upper bound on the number of samples of the probe set that neurons are removed on.
+        max_samples: upper bound on the number of samples on which neurons are removed, out of the probe set.
         every_n_epochs: check in every n-th measured epoch of the callback.
-        max_overhead: skip a check that would take more than this share of the time since the last one; the first one,
+        max_overhead: skip a check that would take more than this share of the time since the last one; the first check,
             and one at the end of the training run, are always made. None: never skip.
         least_first: also remove the least important neurons first, for the symmetric relevance gain.
-        greedy: also remove neurons in an order found greedily, for the normalised gap; takes a pass of what follows
-            the site for each neuron at each fraction.
+        greedy: also remove neurons in an order found greedily, for the normalised gap; takes one pass of what follows
+            the site for every neuron at every fraction.
         specificity: also remove each cluster's top tenth of the neurons from all other clusters.
         randomise: also compute importances with randomised weights, on a copy of the model.
 
@@ -61,21 +61,25 @@ class AblationFaithfulness:
             object.__setattr__(self, name, value)
 
     def _valid_fractions(self) -> tuple[float, ...]:
+        """Validate the fractions, and return them as a tuple."""
         # a list is what YAML and the command line give
         several = not isinstance(self.fractions, str) and hasattr(self.fractions, "__iter__")
         if not several or not tuple(self.fractions):
-            raise InvalidArgument(f"fractions must be numbers above 0 and up to 1, got {self.fractions!r}")
-        return tuple(_validate.number("each of fractions", one, above=0, most=1) for one in self.fractions)
+            raise InvalidArgument(
+                f"fractions must be numbers above 0 and up to 1, got {_validate.shown(self.fractions)}; pass a list "
+                "such as [0.1, 0.5]"
+            )
+        return tuple(_validate.number("each of fractions", fraction, above=0, most=1) for fraction in self.fractions)
 
     def forward_passes(self, n_attributions: int, n_neurons: int | None = None) -> int:
-        """Return the number of passes over the samples at one site; without its number of neurons, an upper bound.
+        """Count the passes over the ablated samples at one site.
 
-        One is a whole forward pass, all others run what follows the site. With more than 19 random orders there is
-        another whole pass for each round of them; `greedy` and `specificity` come on top.
+        One is a full forward pass, all others run what follows the site. With more than 19 random orders there is
+        another full pass for each round of them; `greedy` and `specificity` come on top.
 
         Args:
             n_attributions: number of scores.
-            n_neurons: at the site.
+            n_neurons: number of neurons at the site; None: unknown, and an upper bound is returned.
         """
         n_points = len(self.fractions) if n_neurons is None else len(statistics.points(self.fractions, n_neurons))
         n_rankings = (3 if self.least_first else 2) * n_attributions + 1

@@ -1,4 +1,4 @@
-"""Specificity: what removing the top neurons of one cluster costs every other cluster."""
+"""Judge specificity: what removing the top neurons of one cluster costs every other cluster."""
 
 import numpy as np
 from jaxtyping import Int
@@ -10,7 +10,14 @@ from lightning_neuroimp.results.importance import Importance
 
 
 def specificity_orders(importance: Importance) -> list[Int[np.ndarray, "cell neuron"]]:
-    """Return for each cluster the order of its own neurons, from the other half, for the samples of all clusters."""
+    """Rank the neurons by each cluster's importance on the other half, for removal from the samples of all clusters.
+
+    Args:
+        importance: the importance whose rankings are removed.
+
+    Returns:
+        One order per cluster, the same in all cells of one half.
+    """
     halves = np.argsort(-importance.half_mean[::-1], axis=-1, kind="stable")  # (half removed on, cluster, neuron)
     n_clusters = halves.shape[1]
     return [np.tile(halves[:, cluster], (n_clusters, 1)) for cluster in range(n_clusters)]
@@ -27,12 +34,12 @@ def judge_specificity(
     """Judge whether a cluster's top neurons cost that cluster more than the others.
 
     Args:
-        importance: whose rankings were removed.
+        importance: the importance whose rankings were removed.
         outcomes: one order per cluster, as `specificity_orders` lists them, at one point.
         removed: number of removed neurons.
-        target: class of each sample of the outcomes.
-        classes: the one class of each cluster; -1 where it has several.
-        seed: of the assignments that are drawn.
+        target: label of each sample of the outcomes.
+        classes: label that all samples of a cluster share; -1 if they have several.
+        seed: of the random assignments of rankings to clusters.
     """
     cluster, half = outcomes.cell // 2, outcomes.cell % 2
     n = len(classes)

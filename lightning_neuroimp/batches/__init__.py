@@ -1,1 +1,1 @@
-"""Turn a loader's batches into a probe set, and its samples into batches, texts and pictures."""
+"""Draw a probe set, a bounded and reproducible sample, from the batches of a loader, and make batches of it again."""

@@ -15,10 +15,8 @@ LABELS = ("labels", "label", "targets", "target", "y")
 _IS_PADDING = {"attention_mask": False, "src_key_padding_mask": True, "key_padding_mask": True, "padding_mask": True}
 """Names of token masks in such a batch, and whether they are True for padding."""
 
-REMEDY = (
-    "pass forward_fn=, a function (model, batch) -> (logits, targets) with logits of shape (sample, class) "
-    "and integer class targets of shape (sample,)"
-)
+REMEDY = "pass forward_fn=, a function (model, batch) -> (logits, targets) of shapes (sample, class) and (sample,)"
+"""What to do where logits and class numbers cannot be inferred."""
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
@@ -47,8 +45,8 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     raise InvalidArgument(
-        "cannot tell inputs from targets: expected a batch of the form (inputs, targets), or a mapping with one of the "
-        f"keys {', '.join(LABELS)}, got {describe(batch)}; {REMEDY}"
+        "cannot tell inputs from targets: expected a batch of the form (inputs, targets), or a mapping with "
+        f"{', '.join(LABELS[:-1])} or {LABELS[-1]}, got {describe(batch)}; {REMEDY}"
     )
 
 

@@ -93,12 +93,10 @@ class Layout:
         """
         leaf_of = dict(zip(self.divided, leaves, strict=True))
 
-        def fill(part: Any) -> Any:
+        def fill(part: _Slot | _Container) -> Any:
             if isinstance(part, _Container):
                 filled = iter([fill(child) for child in part.children])
                 return map_parts(lambda _: next(filled), part.like)
-            if not isinstance(part, _Slot):
-                return part
             if part.number in leaf_of:
                 leaf = leaf_of[part.number]
                 return leaf.kind.from_data_list(list(leaf)) if isinstance(leaf, Graphs) else leaf

@@ -55,13 +55,10 @@ class ProbeSampler:
     ) -> None:
         self.max_samples = _validate.integer("max_samples", max_samples, least=1)
         self.max_bytes = _validate.integer("max_bytes", max_bytes, least=1)
-        self.seed = _validate.integer("seed", seed)
-        if not 0 <= self.seed < 2**32:
-            raise InvalidArgument(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
+        self.seed = _validate.integer("seed", seed, least=0, most=2**32 - 1)
         if not callable(stratify) or isinstance(stratify, type):
-            stratify = _validate.choice(
-                "stratify", stratify, (True, False), " or a callable (batch) -> one value per sample"
-            )
+            more = ["a callable (batch) -> one value per sample"]
+            stratify = _validate.choice("stratify", stratify, (True, False), more)
         self.stratify = stratify
         self.classes = _validated_classes(classes)
         self.seen = 0
@@ -166,7 +163,11 @@ class ProbeSampler:
         if not ranked:
             raise InvalidArgument(
                 "the stream of batches was empty: there is nothing to draw a probe set from"
-                + ("" if self.classes is None else f"; no sample has a label among classes={self.classes.tolist()}")
+                + (
+                    ""
+                    if self.classes is None
+                    else f"; no sample has a label among classes={_validate.shown(self.classes.tolist())}"
+                )
             )
         chosen = {key for _, key in sorted(ranked)[: self.max_samples]}
         members: dict[Hashable, list[Entry]] = {}

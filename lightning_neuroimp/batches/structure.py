@@ -84,6 +84,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch.to(device)
+    if isinstance(batch, PLAIN):
+        return batch
     if is_packed(batch) and hasattr(type(batch), "to"):
         return copy.copy(batch).to(device)
     return copied_to(batch, device) if is_packed(batch) else map_parts(lambda part: to_device(part, device), batch)
@@ -125,7 +127,7 @@ def fingerprint(batch: Any, depth: int = 0) -> int:
             each other.
     """
     if isinstance(batch, Tensor):
-        return crc32(batch.contiguous().view(-1).view(torch.uint8).numpy())
+        return crc32(batch.contiguous().view(-1).view(torch.uint8).numpy().data)
     if isinstance(batch, np.ndarray):  # an array of objects holds addresses, which say nothing
         return fingerprint(batch.tolist(), depth) if batch.dtype.hasobject else crc32(batch.tobytes())
     if isinstance(batch, Mapping):
@@ -149,7 +151,7 @@ def describe(value: Any) -> str:
     if isinstance(value, Tensor | np.ndarray):
         return f"a {type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
     if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with keys {_validate.shown(list(value), 80)}"
+        return f"a {type(value).__name__} with keys {_validate.shown(list(value), 32)}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"

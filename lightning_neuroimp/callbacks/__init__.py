@@ -1,1 +1,1 @@
-"""Lightning: when a measurement is made, on which process, and where its outcome goes to."""
+"""Attach all of this to a Lightning Trainer: when to measure, on which processes, and where the results go."""

@@ -1,4 +1,4 @@
-"""Collecting: the probe set, drawn from the validation batches as they come."""
+"""Draw the probe set from the validation batches as they come."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,6 +14,7 @@ from lightning_neuroimp.callbacks.processes import gather_objects, sample_number
 from lightning_neuroimp.errors import InvalidArgument
 
 _MOST_NOTES = 5
+"""Upper bound on the number of notes on batches that were left out."""
 
 
 class Collector:
@@ -23,7 +24,7 @@ class Collector:
         probe: the probe set, once it is closed; None before.
 
     Args:
-        new_sampler: makes a sampler.
+        new_sampler: makes a sampler of the probe set.
     """
 
     def __init__(self, new_sampler: Callable[[], ProbeSampler]) -> None:
@@ -35,13 +36,13 @@ class Collector:
         self._seen: dict[int, int] = {}  # samples of each loader
 
     def open(self) -> None:
-        """Begin with a validation run, unless there is a probe set already."""
+        """Begin to draw in a validation run, unless there is a probe set already."""
         if self.probe is None:
             self._sampler, self._lost = self._new_sampler(), None
             self._seen, self._left_out = {}, []
 
     def add(self, trainer: "pl.Trainer", batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        """Offer a batch; whatever is wrong with it is kept for `close`, where all processes hear of it.
+        """Offer a batch to the sampler; keep its errors for `close`, where all processes learn of them.
 
         Args:
             trainer: running a validation.
@@ -65,24 +66,24 @@ class Collector:
         self._seen[dataloader_idx] = start + flat.size
 
     def close(self) -> ProbeSet:
-        """Return the probe set; all processes must call it.
+        """Return the probe set; every process must call this.
 
         Raises:
-            Exception: what was wrong with the batches.
+            Exception: the error that the batches raised, such as `InvalidArgument` or an error of a user's function.
         """
         if self.probe is None:
             if self._lost is not None:
                 raise self._lost
             assert self._sampler is not None
             probe = self._sampler.close(Processes(gather_objects))
-            gather_objects(None)  # all have one, or none
+            gather_objects(None)  # raises here if another process failed, so that all have a probe set or none
             self.probe, self._sampler = probe, None
         return self.probe
 
     def notes(self) -> tuple[str, ...]:
-        """Return which batches were left out, of all processes."""
+        """Return notes on the batches that any process left out."""
         return tuple(note for share in gather_objects(self._left_out) for note in share)[:_MOST_NOTES]
 
     def forget(self) -> None:
-        """Let go of the samples, which may take up to `max_bytes`."""
+        """Release the samples, which may take up to `max_bytes`."""
         self.probe = self._sampler = self._lost = None

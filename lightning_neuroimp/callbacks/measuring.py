@@ -1,4 +1,4 @@
-"""Measuring: importance, its check and its extras in one go, with smaller and smaller passes while memory runs out."""
+"""Measure importance and check it, inside a trainer; halve the passes while memory runs out."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,12 +34,12 @@ class Measurer:
     """Measure a module in a trainer.
 
     Attributes:
-        name: of the callback, for warnings.
-        settings: of the importance.
-        check: of its check by ablation; None: there is none.
+        name: name of the callback, for warnings.
+        settings: settings of the importance measurement.
+        check: settings of its check by ablation; None: no check is made.
         forward_fn: gives logits and targets of a batch; None: they are inferred.
         batch_size: number of samples in our passes; halved when memory runs out.
-        check_seconds: duration of the last check.
+        check_seconds: duration of the last check, in seconds.
     """
 
     name: str
@@ -61,17 +61,18 @@ class Measurer:
         """Measure importance, and check it if asked for.
 
         Args:
-            trainer: in whose precision the module runs.
-            module: what is measured.
+            trainer: gives the precision, the epoch and the step.
+            module: the model.
             probe: the samples.
-            previous: the measurement before.
-            checked: whether the importance is checked by ablation.
+            previous: the measurement before; None: there was none.
+            checked: whether to check the importance by ablation.
 
         Raises:
-            Exception: whatever failed, on all processes.
+            Exception: the error of any process, on all of them.
         """
 
         def once(subject: Subject) -> Results:
+            """Measure with passes of one size."""
             results = measure_importance(subject, self.settings, previous, trainer.current_epoch, step_of(trainer))
             return self._check(subject, results) if checked else results
 
@@ -80,21 +81,21 @@ class Measurer:
     def check_again(
         self, trainer: "pl.Trainer", module: "pl.LightningModule", probe: ProbeSet, results: Results
     ) -> Results:
-        """Check a measurement that was made without, of the same weights.
+        """Check a measurement of the same weights that was made without a check.
 
         Args:
-            trainer: in whose precision the module runs.
-            module: what was measured.
+            trainer: gives the precision.
+            module: the model.
             probe: the samples.
             results: the measurement.
 
         Raises:
-            Exception: whatever failed, on all processes.
+            Exception: the error of any process, on all of them.
         """
         return self._with_less_memory(trainer, module, probe, lambda subject: self._check(subject, results))
 
     def _check(self, subject: Subject, results: Results) -> Results:
-        """Check a measurement by ablation, and by randomised weights if asked for."""
+        """Check a measurement by ablation, and by randomised weights if asked for; note how long it takes."""
         if self.check is None:
             return results
         start = time.monotonic()
@@ -112,7 +113,18 @@ class Measurer:
         probe: ProbeSet,
         once: Callable[[Subject], Results],
     ) -> Results:
-        """Measure, with smaller and smaller passes while memory runs out."""
+        """Measure; halve the passes and start again while memory runs out.
+
+        Args:
+            trainer: gives the precision and the progress bar.
+            module: the model.
+            probe: the samples.
+            once: measures with passes of one size.
+
+        Raises:
+            MeasurementFailed: if memory runs out with one sample in a pass.
+            Exception: any other error of any process, on all of them.
+        """
         while True:
             progress = trainer_progress(trainer)
             try:
@@ -125,18 +137,18 @@ class Measurer:
                 if not out_of_memory(error):
                     raise
                 message = f"{type(error).__name__}: {error}"
-            # outside of the clause, as the exception holds on to what filled the memory
+            # outside of the except clause, as the exception keeps alive what filled the memory
             garbage_collection_cuda()
             size = self.batch_size or max(gather_objects(probe.batch_size))
             if size == 1:
                 raise MeasurementFailed(
-                    f"memory ran out with one sample in a pass ({message}): explain fewer layers in one callback, or "
-                    "leave the accelerator more room"
+                    f"memory ran out with one sample in a pass ({message[:120]}): explain fewer layers in one "
+                    "callback, or leave more of the accelerator's memory free"
                 )
             self.batch_size = size // 2
             rank_zero_warn(
-                f"NeuronImportance {self.name!r}: memory ran out in passes of {size} samples; they are of "
-                f"{self.batch_size} from now on. batch_size= sets that at once"
+                f"NeuronImportance {self.name!r}: memory ran out in passes of {size} samples; passes take "
+                f"{self.batch_size} from now on. To begin with so few, pass batch_size={self.batch_size}"
             )
 
 

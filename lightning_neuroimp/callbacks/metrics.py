@@ -1,4 +1,4 @@
-"""Metrics: the values of a measurement that reach `trainer.callback_metrics` and the loggers' scalars."""
+"""Compute the values of a measurement that reach `trainer.callback_metrics` and the loggers' scalars."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from lightning_neuroimp.results.history import agreement
 from lightning_neuroimp.results.measurement import Results
 
 UNDEFINED = {"gap": 0.0, "lds": 0.0, "p_value": 1.0, "relative_gap": 0.0}
-"""What is logged where a value is not defined: it says nothing, and does not end a training run at a monitor."""
+"""Uninformative values, logged where one is not defined: NaN would end a training run that monitors it."""
 
 
 def metrics(results: Results, name: str) -> dict[str, float]:
@@ -22,19 +22,19 @@ def metrics(results: Results, name: str) -> dict[str, float]:
     """
     values = {tag(name, "measured_epoch"): float(results.epoch)}
     if results.clusters.kind != "labels":
-        # nothing to agree with in the first epoch: the clusters have not changed yet
+        # in the first epoch there is nothing to agree with: the clusters have not changed yet
         stable = results.clusters.adjusted_rand_index
         values[tag(name, "adjusted_rand_index")] = 1.0 if math.isnan(stable) else stable
     for importance in results.importances:
         agreed, key = agreement(results, importance), site_tag(name, importance, results)
         values[f"{key}/reliability"] = 0.0 if math.isnan(agreed.reliability) else agreed.reliability
-        # none yet in the first epoch: the least, so that a monitor does not take it for the best
+        # undefined in the first epoch: zero, so that a monitor does not take that epoch for the best
         values[f"{key}/stability"] = 0.0 if math.isnan(agreed.stability) else agreed.stability
     return values
 
 
 def check_metrics(results: Results, name: str) -> dict[str, float]:
-    """Return those values of a measurement that come from its check by ablation.
+    """Return the values of a measurement that come from its check by ablation.
 
     Args:
         results: the measurement, checked.
@@ -54,15 +54,15 @@ def check_metrics(results: Results, name: str) -> dict[str, float]:
 def missing_metrics(
     name: str, sites: Sequence[str], attributions: Sequence[str], *, changing: bool, checked: bool
 ) -> dict[str, float]:
-    """Return what stands for a measurement that failed, where there was none before: epoch -1, uninformative values.
+    """Return values that stand for a first measurement that failed: epoch -1, and uninformative values.
 
     A monitor of these keys would end the training run if they were missing, or not finite.
 
     Args:
         name: prefix of each key.
-        sites: names of what was to be measured.
+        sites: names of the sites that were to be measured.
         attributions: names of the scores.
-        changing: whether clusters can change.
+        changing: whether clusters can change from epoch to epoch.
         checked: whether a check by ablation was asked for.
     """
     values = {tag(name, "measured_epoch"): -1.0}
@@ -80,11 +80,11 @@ def missing_metrics(
 
 
 def cluster_scalars(results: Results, name: str) -> dict[str, float]:
-    """Return values per cluster, for loggers only, in a group of their own next to the headlines.
+    """Return the finite values of each cluster, for loggers only, in a group of their own.
 
     Args:
         results: the measurement.
-        name: prefix of the group.
+        name: of the callback; the group is named after it.
     """
     table, group = results.clusters, f"{name}_clusters"
     values = {}

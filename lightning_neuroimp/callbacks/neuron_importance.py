@@ -1,4 +1,4 @@
-"""NeuronImportance: importance and its faithfulness at validation epochs. Here are Lightning's hooks only."""
+"""Define NeuronImportance, the callback: its arguments and Lightning's hooks; `MeasuredRun` does the work."""
 
 import os
 import re
@@ -27,20 +27,20 @@ from lightning_neuroimp.study.settings import ImportanceSettings
 
 
 class NeuronImportance(Callback):
-    """Measure the importance of every neuron for every cluster of validation samples, and whether it can be trusted.
+    """Measure the importance of every neuron for every cluster of validation samples, and check it by ablation.
 
     In the first validation run a bounded probe set is drawn from the validation batches. At the end of each validation
     run (that is, `validation epoch`) the importance of the layers' neurons is computed on it and checked by ablation;
     the model and the training run are left bit for bit as they were. Nothing is done during the sanity check.
 
-    Metrics that can be monitored (they are logged again, unchanged, where a measurement is left out; where the first
-    one failed, epochs are -1, p-values 1 and all others 0):
+    Metrics that can be monitored (they are logged again, unchanged, if a measurement is left out; if the first one
+    failed, epochs are -1, p-values 1 and all others 0):
     ``<name>/measured_epoch``, and with ablations ``<name>/checked_epoch``, ``<name>/<layer>/gap``, ``/lds``,
     ``/p_value``, ``/relative_gap`` (``<name>/<layer>/<attribution>/gap``, ... for several attributions), and
     ``<name>/adjusted_rand_index`` where clusters can change.
 
     A checkpoint carries the clusters' identities, the last importances and values, and the schedule, so that a resumed
-    run goes on as an uninterrupted one would. Where memory runs out, the passes are halved.
+    run goes on as an uninterrupted one would. If memory runs out, the passes are halved.
 
     Args:
         layers: names or globs (`*` one level, `**` all) as in `model.named_modules()`; their outputs' channels are the
@@ -62,9 +62,9 @@ class NeuronImportance(Callback):
         every_n_epochs: measure in every n-th validation run, beginning with the first.
         name: prefix of all keys, tags and file names, and of the state in checkpoints; several callbacks need
             different ones.
-        seed: of the probe set, KMeans, random orders; the global random state is neither read nor changed.
-        on_error: what an exception in a measurement does: "warn" goes on training and marks the measurement as
-            missing, "raise" stops. An invalid argument stops in any case, at the latest in the first measurement.
+        seed: seed of the probe set, KMeans and random orders; the global random state is neither read nor changed.
+        on_error: reaction to an exception in a measurement: "warn" continues the training run without the measurement,
+            "raise" stops it. An invalid argument stops it in any case, at the latest in the first measurement.
         results_dir: folder for a results file per measurement; by default `neuroimp` in the first logger's folder.
         target_class: class whose target is explained: each sample's "label", the class "predicted" for it, or one
             class for all, by its number.
@@ -131,7 +131,7 @@ class NeuronImportance(Callback):
         self._enabled = False
 
     def _validated(self) -> RunOptions:
-        """Validate the arguments.
+        """Validate the arguments, and return them in the form in which a run uses them.
 
         Raises:
             InvalidArgument: if one of them is invalid.
@@ -152,12 +152,15 @@ class NeuronImportance(Callback):
             if getattr(self, name) is not None:
                 _validate.function(name, getattr(self, name), "or None")
         if self.faithfulness is not None and not isinstance(self.faithfulness, AblationFaithfulness):
-            raise InvalidArgument(f"faithfulness must be AblationFaithfulness(...) or None, got {self.faithfulness!r}")
+            raise InvalidArgument(
+                f"faithfulness must be AblationFaithfulness(...) or None, got {_validate.shown(self.faithfulness)}"
+            )
         if not isinstance(self.name, str) or not re.fullmatch(r"[-\w.]+", self.name) or not self.name.strip("."):
             raise InvalidArgument(
-                f"name must be of letters, digits, '_', '-' and '.', as it begins tags, got {self.name!r}"
+                f"name must be of letters, digits, '_', '-' and '.', as it begins tags, got "
+                f"{_validate.shown(self.name)}"
             )
-        # labels that only forward_fn knows cannot be told before
+        # labels that only forward_fn can tell are not known yet
         classes = settings.classes if self.forward_fn is None else None
         new_sampler = partial(
             ProbeSampler, self.max_samples, self.max_bytes, settings.seed, stratify=self.stratify, classes=classes
@@ -188,10 +191,10 @@ class NeuronImportance(Callback):
         return self._run.results
 
     def summary(self, *, all_findings: bool = False) -> str:
-        """Return the last measurement that was checked by ablation (otherwise the last one) as tables in plain words.
+        """Describe the last measurement that was checked by ablation (the last one if none was) in tables and words.
 
         Args:
-            all_findings: whether all findings are listed, rather than the weightiest.
+            all_findings: whether to list all findings, rather than the most important ones.
         """
         last, checked = self._run.results, self._run.checked
         if last is None:
@@ -209,14 +212,17 @@ class NeuronImportance(Callback):
     @property
     @override
     def state_key(self) -> str:
+        """Return the key of this callback's state in checkpoints, which holds its name."""
         return self._generate_state_key(name=self.name)
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
         return pack(self._run.state, self._configuration())
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state in a checkpoint, or warn why it does not fit."""
         self._run.state, reasons = unpack(state_dict, self._configuration())
         if self.faithfulness is None:
             self._run.state.check_metrics = {}
@@ -227,22 +233,24 @@ class NeuronImportance(Callback):
             )
 
     def _configuration(self) -> dict[str, Any]:
-        """Return what a checkpoint's state holds for."""
+        """Return the plain values under which the state in a checkpoint is valid."""
         return configuration_of(self._options.settings, self._options.max_samples, self.stratify)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind the probe set, and the model that Lightning binds to `log`, in copies and pickles."""
+        """Leave the probe set, and the model that Lightning binds to `log`, out of copies and pickles."""
         kept = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict", "_run")}
         return {**kept, "_carried": (self._run.state, self._run.results, self._run.checked)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, with a new run that carries the results on."""
         carried = state.pop("_carried")
         vars(self).update(state)
         self._run = MeasuredRun(self._options, *carried)
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        # results stay; clusters go on in another run, as far as it is on the same samples
+        """Prepare a run of the trainer, and refuse one in which nothing could be measured."""
+        # results stay; clusters keep their identities in another run if it is on the same samples
         before = self._run
         self._run = MeasuredRun(self._options, RunState(previous=before.state.previous), before.results, before.checked)
         self._enabled = stage in ("fit", "validate") and self._has_validation(trainer, stage)
@@ -256,11 +264,12 @@ class NeuronImportance(Callback):
                 "other; give each its own name="
             )
         _refuse_sharded(trainer.strategy, self.name)
-        # in front: a callback such as weight averaging swaps the validated weights away in its own epoch end
+        # ours come first, as callbacks such as weight averaging swap the validated weights out at the epoch's end
         rest = [callback for callback in callbacks if not isinstance(callback, NeuronImportance)]
         trainer.callbacks = [*ours, *rest]  # type: ignore[attr-defined]
 
     def _has_validation(self, trainer: "pl.Trainer", stage: str) -> bool:
+        """Tell whether validation runs; refuse a trainer that lacks the data or the step for them."""
         if stage != "fit" or trainer.enable_validation:
             return True
         if trainer.limit_val_batches == 0:
@@ -273,16 +282,18 @@ class NeuronImportance(Callback):
 
     @override
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Plan the passes."""
         self._open(trainer, pl_module)
 
     @override
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Plan the passes if `fit` has not, and begin to draw the probe set."""
         self._open(trainer, pl_module)
         if self._enabled and not trainer.sanity_checking:
             self._run.collector.open()
 
     def _open(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Plan the passes, once the module has made all of its layers, and say what is going to be done."""
+        """Plan the passes once the module has made all of its layers, and announce them."""
         if not self._enabled or self._run.schedule is not None:
             return
         try:
@@ -300,6 +311,7 @@ class NeuronImportance(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Offer the batch to the probe set; in the sanity check, start timing the step."""
         schedule = self._run.schedule
         if schedule is None:
             return
@@ -318,21 +330,24 @@ class NeuronImportance(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Stop timing the step, in the sanity check."""
         schedule = self._run.schedule
         if trainer.sanity_checking and schedule is not None:
             try:
                 schedule.close_step(read_batch(batch).size)
             except Exception:
-                return  # the first real validation will say what is wrong with the batch
+                return  # the first real validation run will report the mistake
 
     @override
     def on_sanity_check_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Announce how long a measurement will take."""
         schedule = self._run.schedule
         if schedule is not None and (estimate := schedule.estimate(sum(trainer.num_val_batches))):
             rank_zero_info(f"NeuronImportance {self.name!r}, estimated from the sanity check: at most {estimate}")
 
     @override
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Measure if it is due, and log the headline values."""
         if trainer.sanity_checking or self._run.schedule is None:
             return
         values = self._run.end_validation(trainer, pl_module)
@@ -342,22 +357,29 @@ class NeuronImportance(Callback):
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Make the last check if it was skipped."""
         self._run.end_training(trainer, pl_module)
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Release the samples."""
         self._run.collector.forget()
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """Release the samples."""
         self._run.collector.forget()  # there will be no teardown
 
 
 def _refuse_sharded(strategy: Any, name: str) -> None:
-    """Refuse strategies under which no process has the whole weights.
+    """Refuse strategies under which no process has the whole weights of a layer.
+
+    Args:
+        strategy: of the trainer.
+        name: name of the callback, for the message.
 
     Raises:
-        MisconfigurationException: under one of them.
+        MisconfigurationException: if it is one of them.
     """
     kinds = {kind.__name__ for kind in type(strategy).__mro__}
     sharded = kinds & {"FSDPStrategy", "ModelParallelStrategy"} or getattr(strategy, "zero_stage_3", False)

@@ -1,4 +1,4 @@
-"""Processes of a trainer: objects gathered from all of them, failures together, and who holds which sample."""
+"""Gather objects from all processes of a trainer, make them fail together, and number their samples."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,15 +15,16 @@ from torch.utils.data import DistributedSampler
 
 from lightning_neuroimp.errors import InvalidArgument, MeasurementFailed
 
-_LOADER = 2**40  # sample numbers of different validation loaders must differ
+_LOADER = 2**40
+"""Distance between the sample numbers of different validation loaders, which must not overlap."""
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Stand for the value of a process that could not give one.
+    """Replace the value of a process that has failed.
 
     Attributes:
-        message: what went wrong.
+        message: type and text of the error.
         mistaken: whether an argument was invalid.
         memory: whether memory ran out.
     """
@@ -60,9 +61,9 @@ def gather_objects(value: Any) -> list[Any]:
     """Return the values of all processes, in rank order.
 
     Raises:
-        PeerMistakenError: if another process failed by a mistake.
-        PeerOutOfMemoryError: if it ran out of memory.
-        PeerFailedError: if another process failed otherwise.
+        PeerMistakenError: if another process found an invalid argument.
+        PeerOutOfMemoryError: if another process ran out of memory.
+        PeerFailedError: if another process failed for another reason.
     """
     values = _gather(value)
     failed = _worst(values)
@@ -72,11 +73,11 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def _worst(values: list[Any]) -> "PeerFailedError | PeerMistakenError | None":
-    """Return one error for all processes, where several have failed in different ways; None where none has."""
-    failures = [(rank, one) for rank, one in enumerate(values) if isinstance(one, _Failure)]
+    """Choose the error that all processes raise when some have failed; None if none has."""
+    failures = [(rank, value) for rank, value in enumerate(values) if isinstance(value, _Failure)]
     if not failures:
         return None
-    # what is neither memory nor a mistake first, as nothing can be done about it
+    # other failures before invalid arguments and lack of memory, as nothing can be done about them
     rank, worst = min(failures, key=lambda pair: (pair[1].memory or pair[1].mistaken, pair[1].mistaken))
     message = f"on process {rank}: {worst.message}"
     if worst.memory:
@@ -86,9 +87,12 @@ def _worst(values: list[Any]) -> "PeerFailedError | PeerMistakenError | None":
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Make work fail on all processes if it fails on one, provided that its only collectives are `gather_objects`.
+    """Make work fail on all processes if it fails on one; the others would wait in their next collective in vain.
 
-    Otherwise the others would wait in their next collective until it times out.
+    The work must not call other collectives than `gather_objects`.
+
+    Raises:
+        PeerFailedError: or one of its siblings, on the processes where the work itself succeeded.
     """
     finished = False
     try:
@@ -96,7 +100,7 @@ def failing_together() -> Iterator[None]:
         finished = True
         gather_objects(None)
     except Exception as error:
-        # who hears of a failure in a gather has heard it together with all others
+        # a failure that was learnt of in a gather is known to all processes already
         if not finished and not isinstance(error, PeerFailedError | PeerMistakenError):
             mine = _Failure(
                 f"{type(error).__name__}: {error}", isinstance(error, InvalidArgument), out_of_memory(error)
@@ -110,6 +114,7 @@ def failing_together() -> Iterator[None]:
 
 
 def _gather(value: Any) -> list[Any]:
+    """Return the values of all processes in rank order, failures among them."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
@@ -122,19 +127,19 @@ def sample_numbers(trainer: "pl.Trainer", dataloader_idx: int, start: int, size:
 
     Args:
         trainer: running a validation.
-        dataloader_idx: which of its loaders.
+        dataloader_idx: number of the validation loader.
         start: number of samples of this loader that this process has seen.
         size: number of samples in the batch.
 
     Returns:
-        Numbers as one process with the same loader would count them; -1 for the samples that a distributed sampler
-        repeats to give every process the same number.
+        Numbers as one process with the same loader would count them; -1 for samples that a distributed sampler repeats
+        so that every process gets as many.
     """
     local = np.arange(start, start + size, dtype=np.int64)
     loaders = _flat(trainer.val_dataloaders)
     loader = loaders[dataloader_idx] if dataloader_idx < len(loaders) else None
     sampler = getattr(loader, "sampler", None)
-    if not isinstance(sampler, DistributedSampler):  # a batch sampler of the user's own holds it
+    if not isinstance(sampler, DistributedSampler):  # a custom batch sampler may hold it
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
     if isinstance(sampler, DistributedSampler):
         number = sampler.rank + sampler.num_replicas * local
@@ -145,7 +150,7 @@ def sample_numbers(trainer: "pl.Trainer", dataloader_idx: int, start: int, size:
 
 
 def _flat(loaders: Any) -> list[Any]:
-    """List the loaders in a nesting of mappings and sequences, in the order in which Lightning numbers them."""
+    """List the loaders in nested mappings and sequences, in the order in which Lightning numbers them."""
     if isinstance(loaders, Mapping):
         return [loader for part in loaders.values() for loader in _flat(part)]
     if isinstance(loaders, list | tuple):

@@ -1,4 +1,4 @@
-"""Publishing: a measurement to loggers and files."""
+"""Publish measurements to loggers and files."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ class Publisher:
     Args:
         name: prefix of all tags, and name of the folder.
         results_dir: folder for results files; None: in the first logger's folder.
-        describe_sample: shows what a sample looks like; None: by default.
+        describe_sample: gives a text or picture of a sample; None: pictures for inputs that look like some.
     """
 
     def __init__(self, name: str, results_dir: Any, describe_sample: DescribeFn | None) -> None:
@@ -34,16 +34,16 @@ class Publisher:
     def publish(
         self, trainer: "pl.Trainer", results: Results, history: Sequence[Agreement], probe: ProbeSet | None
     ) -> None:
-        """Write a measurement, on the first process; all processes must call it.
+        """Write a measurement on the first process; every process must call this.
 
         Args:
-            trainer: whose loggers.
+            trainer: its loggers are written to.
             results: the measurement.
             history: agreement in the measurements so far, this one included.
-            probe: for the samples that are shown; None: none are.
+            probe: the samples, some of which are shown; None: none are.
 
         Raises:
-            Exception: the first failure, after everything else was written.
+            Exception: the first failure, after everything else has been written.
         """
         folder = self._folder(trainer)
         if trainer.is_global_zero and folder is not None:
@@ -55,11 +55,11 @@ class Publisher:
             raise problem
 
     def log_values(self, trainer: "pl.Trainer", values: Mapping[str, float]) -> None:
-        """Log the headline values where the module cannot do it any more: after the last validation run.
+        """Log the headline values after the last validation run, where the module itself can no longer log.
 
         Args:
-            trainer: whose loggers.
-            values: by key.
+            trainer: its loggers are written to.
+            values: the values by key.
         """
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics(dict(values), step_of(trainer))
@@ -67,7 +67,7 @@ class Publisher:
     def _described(
         self, trainer: "pl.Trainer", results: Results, probe: ProbeSet | None
     ) -> tuple[dict[int, Description], Exception | None]:
-        """Describe the samples that are worth showing; return what went wrong too, so that all else is still logged."""
+        """Describe the samples that are worth showing; return an error, rather than raise it before all is logged."""
         mine: dict[int, Description] = {}
         problem = None
         if probe is not None and takes_pictures(trainer):
@@ -76,10 +76,11 @@ class Publisher:
                     mine = describe_samples(probe, shown_samples(results), self.describe_sample)
             except Exception as error:
                 problem = error
-        return {number: one for share in gather_objects(mine) for number, one in share.items()}, problem
+        shares = gather_objects(mine)
+        return {number: description for share in shares for number, description in share.items()}, problem
 
     def _folder(self, trainer: "pl.Trainer") -> Path | None:
-        """Return where results files go; None without a logger, or where nothing must stay (`fast_dev_run`)."""
+        """Return the folder for results files; None without a logger, or in a `fast_dev_run`, which leaves none."""
         if self.results_dir is not None:
             return Path(self.results_dir) / self.name
         if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -89,9 +90,9 @@ class Publisher:
 
 
 def step_of(trainer: "pl.Trainer") -> int:
-    """Return the step at which Lightning's own loggers put what is logged now.
+    """Return the step under which Lightning logs values now: the number of batches that stepped.
 
-    That is the number of batches that stepped; the documented `global_step` counts every optimizer.
+    The documented `global_step` counts the steps of every optimizer.
     """
     return _compat.batches_that_stepped(trainer)
 
@@ -105,14 +106,15 @@ def log_everywhere(
 ) -> None:
     """Log scalars per cluster to every logger; histograms, pictures and tables to those that take them.
 
-    One that fails does not keep the others from it; the first failure is raised at the end.
-
     Args:
-        trainer: whose loggers.
-        results: the measurement; its step is that of the loggers.
+        trainer: its loggers are written to.
+        results: the measurement, logged under its step.
         name: prefix of all tags.
         history: agreement in the measurements so far.
-        described: what the samples look like that are worth showing.
+        described: texts and pictures of the samples that are shown, by sample number.
+
+    Raises:
+        Exception: the first failure of a logger, after all others have been written to.
     """
     problems: list[Exception] = []
     for logger in trainer.loggers:
@@ -131,19 +133,20 @@ def log_everywhere(
 
 
 def takes_pictures(trainer: "pl.Trainer") -> bool:
-    """Tell whether a logger of the first process takes pictures."""
+    """Tell whether a logger of the first process takes pictures; every process must call this."""
     mine = any(_is_writer(getattr(logger, "experiment", None)) for logger in trainer.loggers)
     return bool(gather_objects(mine)[0])
 
 
 def _is_writer(writer: Any) -> bool:
+    """Tell whether a logger's backend writes pictures, histograms and texts as a TensorBoard writer does."""
     return all(hasattr(writer, kind) for kind in ("add_histogram", "add_image", "add_text"))
 
 
 def log_folder(logger: Any) -> str | None:
-    """Return the folder of a logger's present run; None for loggers without files.
+    """Return the folder of a logger's current run; None for loggers without files.
 
-    Loggers other than Lightning's own name no such folder: then it is the one where Lightning puts checkpoints.
+    For loggers that name no such folder, it is the one where Lightning puts checkpoints.
     """
     if getattr(logger, "log_dir", None):
         return str(logger.log_dir)
@@ -154,7 +157,12 @@ def log_folder(logger: Any) -> str | None:
 
 
 def results_files(folder: Path, results: Results) -> Iterator[Path]:
-    """Yield names for a measurement's file: the first that does not exist is its own, also beside another run's."""
+    """Yield candidate names for a measurement's file: the first is taken that no other run has taken.
+
+    Args:
+        folder: of the results files.
+        results: the measurement.
+    """
     name = f"epoch={results.epoch:04d}-step={results.step:07d}"
     for version in itertools.count():
         yield folder / f"{name}{f'-v{version}' if version else ''}.npz"

@@ -1,4 +1,4 @@
-"""MeasuredRun: one run of a trainer, from its validation batches to published measurements."""
+"""Lead one run of a trainer from its validation batches to published measurements."""
 
 import warnings
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from lightning_neuroimp.callbacks.measuring import Measurer
 from lightning_neuroimp.callbacks.metrics import check_metrics, metrics, missing_metrics
 from lightning_neuroimp.callbacks.processes import failing_together, gather_objects
 from lightning_neuroimp.callbacks.progress import say
-from lightning_neuroimp.callbacks.publishing import Publisher, step_of
+from lightning_neuroimp.callbacks.publishing import Publisher
 from lightning_neuroimp.callbacks.schedule import PassCount, Schedule
 from lightning_neuroimp.callbacks.state import RunState
 from lightning_neuroimp.capture.forward import ForwardFn
@@ -36,16 +36,16 @@ class RunOptions:
 
     Attributes:
         name: prefix of all keys, tags and file names.
-        settings: of the importance.
-        check: of its check by ablation; None: there is none.
+        settings: settings of the importance measurement.
+        check: settings of its check by ablation; None: no check is made.
         forward_fn: gives logits and targets of a batch; None: they are inferred.
         new_sampler: makes a sampler of the probe set.
-        max_samples: upper bound on its number of samples.
+        max_samples: upper bound on the number of samples in the probe set.
         batch_size: number of samples in our passes; None: that of the loader.
         every_n_epochs: measure in every n-th validation run.
         on_error: "warn" or "raise".
         results_dir: folder for results files; None: in the first logger's folder.
-        describe_sample: shows what a sample looks like; None: by default.
+        describe_sample: gives a text or picture of a sample; None: pictures for inputs that look like some.
     """
 
     name: str
@@ -62,20 +62,20 @@ class RunOptions:
 
 
 class MeasuredRun:
-    """Measure in one run of a trainer.
+    """Measure, keep and publish importances in one run of a trainer.
 
     Attributes:
-        state: what a checkpoint carries.
+        state: how far the run has come; a checkpoint carries it.
         collector: draws the probe set.
-        schedule: when measurements are due; None until the run is open, and where nothing is measured.
+        schedule: when measurements are due; None until the run is open, and if nothing is measured.
         results: the last measurement; None before the first one.
-        checked: the last one that was checked by ablation; None before that.
+        checked: the last measurement that was checked by ablation; None before the first one.
 
     Args:
-        options: the callback's arguments.
-        state: what it begins with.
-        results: of another run before.
-        checked: of another run before.
+        options: the callback's validated arguments.
+        state: the state to begin with.
+        results: last measurement of the run before; None: there was none.
+        checked: last checked measurement of the run before; None: there was none.
     """
 
     def __init__(
@@ -89,16 +89,17 @@ class MeasuredRun:
         self._publisher = Publisher(options.name, options.results_dir, options.describe_sample)
         self._missing: dict[str, float] = {}  # stands for a measurement that failed
         self._proved = False  # whether a measurement of this run has succeeded
+        self._weights = -1  # global step of the weights that were measured last
 
     def open(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> Schedule:
         """Look the layers up, and plan the passes.
 
         Args:
-            trainer: that runs the module.
-            module: once it has made all of its layers.
+            trainer: the trainer of the run.
+            module: the model, once it has made all of its layers.
 
         Raises:
-            InvalidArgument: if there is no such layer.
+            InvalidArgument: if a layer does not exist.
         """
         settings = self.options.settings
         sites = find_sites(module, settings.layers)
@@ -117,7 +118,11 @@ class MeasuredRun:
             or settings.removed_to.kind in ("mean", "resample")
             or trainer.world_size > 1,
             gradients=any(attribution.needs_gradient for attribution in settings.attributions),
-            extra=[f"{one.name}, at each layer: {one.cost}" for one in settings.attributions if one.cost],
+            extra=[
+                f"{attribution.name}, at each layer: {attribution.cost}"
+                for attribution in settings.attributions
+                if attribution.cost
+            ],
         )
         self.schedule = Schedule(self.options.check, passes, self.options.every_n_epochs)
         return self.schedule
@@ -125,9 +130,13 @@ class MeasuredRun:
     def end_validation(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> dict[str, float]:
         """Measure if it is due; return the values to log, the same on every process.
 
+        Args:
+            trainer: the trainer of the run.
+            module: the model.
+
         Raises:
             MisconfigurationException: if an argument proves invalid in the first measurement of the run.
-            Exception: whatever fails, with `on_error="raise"`.
+            Exception: any error in a measurement, with `on_error="raise"`.
         """
         assert self.schedule is not None
         first = not self.state.runs and not self.state.measured  # also of a run that goes on from a checkpoint
@@ -138,28 +147,32 @@ class MeasuredRun:
         return (self.state.metrics or self._missing) | self.state.check_metrics
 
     def end_training(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> None:
-        """Make the last check where it was skipped: only now is it known that no validation run follows."""
+        """Make the last check if it was skipped: only now is it known that no validation run follows.
+
+        Args:
+            trainer: the trainer of the run.
+            module: the model.
+        """
         if self.schedule is None or not self.schedule.pending or self.collector.probe is None:
             return
-        before, measured = self.results, self.state.measured
-        # gathered, as every process must take the same way
-        unchanged = before is not None and all(gather_objects(before.step == step_of(trainer)))
-        if unchanged:
+        before = self.results
+        # gathered, as every process must take the same branch
+        if all(gather_objects(self._weights == trainer.global_step)):
             self._check_last(trainer, module)
         else:
             self._measure(trainer, module, first=False, last=True)
-        if self.state.measured > measured or self.results is not before:
+        if self.results is not before:
             values = self.state.metrics | self.state.check_metrics
             tensors = {key: torch.tensor(value, device=module.device) for key, value in values.items()}
             trainer.callback_metrics.update(tensors)
             self._publisher.log_values(trainer, values)
 
     def _measure(self, trainer: "pl.Trainer", module: "pl.LightningModule", first: bool, *, last: bool = False) -> None:
-        """Measure, keep and publish.
+        """Measure, keep the results and publish them.
 
         Args:
-            trainer: that runs the module.
-            module: what is measured.
+            trainer: the trainer of the run.
+            module: the model.
             first: whether an invalid argument stops the training run.
             last: whether the training run is over, so that a check is made whatever it costs.
         """
@@ -178,7 +191,7 @@ class MeasuredRun:
         self._publish(trainer, results)
 
     def _check_last(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> None:
-        """Check the last measurement: no step was taken since."""
+        """Check the last measurement, since which no step was taken, and publish it."""
         assert self.results is not None
         try:
             results = self._measurer.check_again(trainer, module, self.collector.close(), self.results)
@@ -190,6 +203,7 @@ class MeasuredRun:
         self._publish(trainer, results)
 
     def _publish(self, trainer: "pl.Trainer", results: Results) -> None:
+        """Write a measurement to files and loggers, on all processes or none."""
         try:
             with failing_together():
                 self._publisher.publish(trainer, results, self.state.agreements, self.collector.probe)
@@ -197,18 +211,25 @@ class MeasuredRun:
             self._fail(f"could not write its measurement of epoch {results.epoch}", error)
 
     def _fail(self, what: str, error: Exception) -> None:
+        """Warn of a failure, or raise it with `on_error="raise"`.
+
+        Args:
+            what: what failed, for the message.
+            error: the failure.
+        """
         if self.options.on_error == "raise":
             raise error
         message = f"{what}; training goes on. {type(error).__name__}: {error}"
         warnings.warn(f"NeuronImportance {self.options.name!r} {message}", stacklevel=2)
 
     def _keep(self, trainer: "pl.Trainer", results: Results) -> None:
+        """Keep a measurement, its metrics and what the next one needs of it."""
         state, name = self.state, self.options.name
-        self.results = results
+        self.results, self._weights = results, trainer.global_step
         if results.has_faithfulness:
             self._keep_check(results)
         elif not self._proved:
-            self.checked = None  # an earlier run's check says nothing of this one
+            self.checked = None  # the check of a run before says nothing about this run
         state.metrics, state.previous = metrics(results, name), PreviousMeasurement.of(results)
         state.remember([agreement(results, importance) for importance in results.importances])
         state.measured += 1
@@ -218,13 +239,14 @@ class MeasuredRun:
         self._proved = True
 
     def _keep_check(self, results: Results) -> None:
+        """Keep a checked measurement, its metrics and the duration of the check."""
         assert self.schedule is not None
         self.checked = results
         self.schedule.checked(self._measurer.check_seconds)
         self.state.check_metrics = check_metrics(results, self.options.name)
 
     def _check_is_due(self, trainer: "pl.Trainer") -> bool:
-        """Tell whether this measurement is checked by ablation; every process decides as the first one does."""
+        """Tell whether to check this measurement by ablation; every process decides as the first one does."""
         assert self.schedule is not None
         alone, before = trainer.state.fn == "validate", bool(self.state.check_metrics)
         if not self.schedule.check_is_due(self.state.measured, alone=alone, checked_before=before):
@@ -240,7 +262,7 @@ class MeasuredRun:
 def _is_last(trainer: "pl.Trainer") -> bool:
     """Tell whether this is the validation at the end of the last epoch that was asked for.
 
-    Where a training run ends otherwise, by `max_steps`, `max_time` or EarlyStopping, `end_training` makes the check.
+    If a training run ends otherwise, by `max_steps`, `max_time` or EarlyStopping, `end_training` makes the check.
     """
     last = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
     return trainer.state.fn == "fit" and last and trainer.is_last_batch

@@ -1,4 +1,4 @@
-"""Schedule and cost: when a measurement and its check are due, what they cost, and whether the check may run."""
+"""Schedule measurements and their checks: when they are due, what they cost, and whether a check may be made."""
 
 import time
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ class PassCount:
 
     Attributes:
         n_sites: number of explained layers.
-        n_attributions: number of scores at each.
+        n_attributions: number of scores at each layer.
         max_samples: upper bound on the number of samples in the probe set.
         surveyed: whether a forward pass is made before the importance pass.
         gradients: whether a backward pass is made.
-        extra: what single scores take in addition, in words.
+        extra: passes that single scores take in addition, in words.
     """
 
     n_sites: int
@@ -48,15 +48,15 @@ class PassCount:
 class Schedule:
     """Count and time the passes of a run, and decide whether the next check may be made.
 
-    What is computed never depends on the clock, only whether a check is made.
+    Whether a check is made may depend on the clock; its outcome never does.
 
     Attributes:
         skipped: number of checks that were skipped.
         pending: whether the last measurement's check was skipped.
 
     Args:
-        settings: of the checks; None: there are none.
-        passes: of a measurement.
+        settings: settings of the checks; None: no checks are made.
+        passes: passes of a measurement.
         every_n_epochs: measure in every n-th validation run.
     """
 
@@ -85,6 +85,7 @@ class Schedule:
 
     @property
     def _ablated(self) -> int:
+        """Return an upper bound on the number of ablated samples."""
         return 0 if self.settings is None else min(self.settings.max_samples, self.passes.max_samples)
 
     def open_step(self) -> None:
@@ -98,10 +99,10 @@ class Schedule:
         self._fastest = each if self._fastest is None else min(each, self._fastest)
 
     def estimate(self, n_batches: float) -> str | None:
-        """Say how long a measurement will take, from timed validation steps; None before any.
+        """Estimate, in words, how long a measurement will take, from timed validation steps; None before any.
 
         Args:
-            n_batches: number of validation batches, infinite where the loader has no length.
+            n_batches: number of validation batches; infinite if the loader has no length.
         """
         if self._fastest is None:
             return None
@@ -116,21 +117,21 @@ class Schedule:
         return text + f", {_time(self._fastest * min(self._ablated, n_validation) * n_passes)} an ablation check"
 
     def measurement_is_due(self, runs: int, *, alone: bool) -> bool:
-        """Tell whether a validation run is measured.
+        """Tell whether to measure in a validation run.
 
         Args:
             runs: number of validation runs before it.
-            alone: whether it is no part of a training run.
+            alone: whether it is not part of a training run.
         """
         return alone or runs % self.every_n_epochs == 0
 
     def check_is_due(self, measured: int, *, alone: bool, checked_before: bool) -> bool:
-        """Tell whether a measurement is checked, whatever that costs.
+        """Tell whether a check of a measurement is due, whatever it costs.
 
         Args:
             measured: number of measurements before it.
-            alone: whether it is no part of a training run.
-            checked_before: whether the run has had a check; a resumed run's checkpoint may know of none.
+            alone: whether it is not part of a training run.
+            checked_before: whether the run has had a check; the checkpoint of a resumed run may hold none.
         """
         if self.settings is None:
             return False
@@ -143,11 +144,11 @@ class Schedule:
         return self._took <= self.settings.max_overhead * (time.monotonic() - self._since)
 
     def checked(self, seconds: float) -> None:
-        """Note that a check was made, and took so long."""
+        """Note that a check was made, and how many seconds it took."""
         self._took, self._since, self.pending = seconds, time.monotonic(), False
 
     def skip(self) -> str:
-        """Note that a check is skipped; return why, in words."""
+        """Note that a check is skipped; return the reason in words."""
         assert self.settings is not None
         self.skipped, self.pending = self.skipped + 1, True
         elapsed = time.monotonic() - self._since
@@ -159,6 +160,7 @@ class Schedule:
 
 
 def _time(seconds: float) -> str:
+    """Format a duration, in seconds or minutes."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

@@ -1,4 +1,4 @@
-"""State: what a checkpoint carries, so that a resumed run goes on as an uninterrupted one would.
+"""Pack and unpack the state in a checkpoint, so that a resumed run goes on as an uninterrupted one would.
 
 Tensors and built-in types only, as `torch.load(weights_only=True)` reads them.
 """
@@ -22,7 +22,7 @@ from lightning_neuroimp.study.settings import ImportanceSettings
 VERSION = 2
 
 MAX_HISTORY = 100
-"""Measurements whose agreement is kept; where there are more, every second of the older ones goes."""
+"""Upper bound on the number of measurements whose agreement is kept; the older they are, the fewer of them are."""
 
 
 @dataclass
@@ -32,10 +32,10 @@ class RunState:
     Attributes:
         runs: number of validation runs.
         measured: number of measurements.
-        metrics: values of the last measurement.
-        check_metrics: values of the last one that was checked by ablation.
-        history: agreement in the measurements, one entry each.
-        previous: what the next measurement needs of the last one.
+        metrics: values of the last measurement, by key.
+        check_metrics: values of the last measurement that was checked by ablation, by key.
+        history: agreement in each measurement, one entry per site and attribution.
+        previous: what the next measurement needs of the last one; None: there was none.
     """
 
     runs: int = 0
@@ -46,7 +46,7 @@ class RunState:
     previous: PreviousMeasurement | None = None
 
     def remember(self, agreements: Sequence[Agreement]) -> None:
-        """Add a measurement's agreements to the history, which stays bounded."""
+        """Add a measurement's agreements to the history; drop every second of the older ones when it gets too long."""
         self.history.append(list(agreements))
         if len(self.history) > MAX_HISTORY:
             self.history = [*self.history[:-1][::2], self.history[-1]]
@@ -58,11 +58,11 @@ class RunState:
 
 
 def pack(run: RunState, configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dictionary.
+    """Return the state of a run as a dictionary of tensors and built-in types.
 
     Args:
-        run: how far it has come.
-        configuration: plain values that the state holds for.
+        run: the state.
+        configuration: plain values under which the state is valid.
     """
     previous = run.previous
     return {
@@ -87,11 +87,14 @@ _ARRAYS = ("sample_index", "sample_fingerprint", "ids", "history")
 
 
 def unpack(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> tuple[RunState, Sequence[str]]:
-    """Return what a state dictionary holds, and why parts of it are not taken over.
+    """Return the state in a dictionary, and the reasons for which it is not used.
 
     Args:
         state: from `pack`, of this version or an older one.
-        configuration: of now.
+        configuration: plain values of this run; other values than in the dictionary are reasons not to use it.
+
+    Returns:
+        The state, a new one if there are reasons; and the reasons in words.
     """
     if state.get("version") == 1:
         state = _from_version_1(state)
@@ -117,10 +120,10 @@ def unpack(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> tuple[
 
 
 def _from_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Upgrade a state in which the history was one list, and callables were known by their names only."""
+    """Upgrade a state of version 1, in which the history was one list, and callables were known by name only."""
     history: list[list[dict[str, Any]]] = []
     for entry in state["history"]:
-        known = {(one["site"], one["attribution"]) for one in history[-1]} if history else None
+        known = {(last["site"], last["attribution"]) for last in history[-1]} if history else None
         if known is None or (entry["site"], entry["attribution"]) in known:
             history.append([])
         history[-1].append(entry)
@@ -129,12 +132,12 @@ def _from_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configuration_of(settings: ImportanceSettings, max_samples: int, stratify: Any) -> dict[str, Any]:
-    """Return the plain values that a checkpoint's state holds for.
+    """Return the plain values under which the state in a checkpoint is valid.
 
     Args:
-        settings: of the importance.
+        settings: settings of the importance measurement.
         max_samples: upper bound on the number of samples in the probe set.
-        stratify: how they are drawn.
+        stratify: how the samples are drawn, as in `NeuronImportance`.
     """
     clusters, removed_to = settings.clusters, settings.removed_to
     callables = {
@@ -142,19 +145,19 @@ def configuration_of(settings: ImportanceSettings, max_samples: int, stratify: A
         "the groups callable": settings.groups,
         "the stratify callable": stratify if callable(stratify) else None,
         "the target callable": settings.explained.function if settings.explained.kind == OWN else None,
-        **{f"attribution {one.name}": one.score for one in settings.attributions if one.kind == OWN},
+        **{f"attribution {own.name}": own.score for own in settings.attributions if own.kind == OWN},
     }
     return {
         "layers": [layer.key if isinstance(layer, Site) else str(layer) for layer in settings.layers],
         "clusters": describe_source(clusters),
-        "groups of labels": [[str(one) for one in pair] for pair in clusters.items()]
+        "groups of labels": [[str(value) for value in pair] for pair in clusters.items()]
         if isinstance(clusters, Mapping)
         else None,
-        "attribution": [one.name for one in settings.attributions],
+        "attribution": [attribution.name for attribution in settings.attributions],
         "target": settings.explained.name,
         "target_class": settings.target_class,
         "baseline": removed_to.kind if removed_to.kind != "constant" else f"constant {removed_to.value:g}",
-        "classes": None if settings.classes is None else [str(one) for one in settings.classes],
+        "classes": None if settings.classes is None else [str(label) for label in settings.classes],
         "class_names": list(settings.class_names),
         "max_samples": int(max_samples),
         "seed": settings.seed,
@@ -166,7 +169,7 @@ def configuration_of(settings: ImportanceSettings, max_samples: int, stratify: A
 def identify(function: Callable[..., Any]) -> str:
     """Identify a callable by its name, its code and the plain values that it holds.
 
-    So two lambdas are not taken for one, and a callable is known again in another process.
+    Two different lambdas get different texts, and a callable gets the same text in every process.
 
     >>> identify(lambda x: x + 1) == identify(lambda x: x + 2)
     False
@@ -185,7 +188,7 @@ def identify(function: Callable[..., Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value whose text is the same in every process; for others only the type."""
+    """Return a value whose text is the same in every process; only the type's name for values of other types."""
     if isinstance(value, str | bytes | int | float | bool | type(None)):
         return value
     if isinstance(value, tuple | list):
@@ -196,6 +199,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_empty(cell: Any) -> bool:
+    """Tell whether a closure's cell holds no value yet."""
     try:
         cell.cell_contents  # noqa: B018 (an empty one raises)
     except ValueError:
@@ -204,4 +208,5 @@ def _is_empty(cell: Any) -> bool:
 
 
 def _content(code: CodeType) -> list[Any]:
+    """Return what distinguishes a function's code, without names of files and lines."""
     return [code.co_code, code.co_names, [_plain(constant) for constant in code.co_consts]]

@@ -1,6 +1,6 @@
 """Tell along which axis of a tensor the neurons are counted.
 
-Layers of torch count them on an axis of their own; whatever else has activations (a function, a user's module) counts
+Layers of torch count them on a fixed axis; whatever else has activations (a function, a user's module) counts
 them as the layer before it does, if the sizes agree. What nothing tells is refused.
 """
 

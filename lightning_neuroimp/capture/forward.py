@@ -218,7 +218,7 @@ def _run(model: nn.Module, batch: Any, forward_fn: ForwardFn | None) -> tuple[An
 
 
 def _is_binary(logits: Any, targets: Any) -> bool:
-    """Say whether there is one number per sample and as many targets, as for a binary classifier."""
+    """Tell whether there is one number per sample and as many targets, as for a binary classifier."""
     return (
         isinstance(logits, Tensor)
         and logits.is_floating_point()
@@ -252,7 +252,7 @@ def _two_logits(logits: Tensor, targets: Tensor, validate: bool) -> tuple[Tensor
 
 
 def _ends_in_sigmoid(logits: Tensor) -> bool:
-    """Say whether a sigmoid made the tensor, up to changes of shape; known only where a graph was built."""
+    """Tell whether a sigmoid made the tensor, up to changes of shape; known only where a graph was built."""
     node = logits.grad_fn
     while node is not None and node.name().startswith(("Squeeze", "View", "Reshape", "Unsqueeze", "Select", "Alias")):
         node = node.next_functions[0][0] if node.next_functions else None

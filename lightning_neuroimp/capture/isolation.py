@@ -1,7 +1,7 @@
-"""Look at a model without leaving a trace: `with undisturbed(model)` is around everything that runs a user's model.
+"""Run a model without leaving a trace: everything here that runs a user's model does so in `with undisturbed(model)`.
 
-What is process-wide, and models that several threads measure at once, are changed by whoever is inside. So each who
-enters writes down what it found, and the last to leave puts back what the first one found.
+Some state is process-wide, and several threads may measure the same model. So each one that enters writes down what it
+finds, and the last to leave puts back what the first one found.
 """
 
 import random
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_neuroimp import _compat
 from lightning_neuroimp.capture.module_state import Restore, call_as_written, module_state, parameter_versions
 
 Found = dict[str | int, Restore]
@@ -28,29 +29,32 @@ _INSIDE: list[Found] = []  # in the order of entering
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, with gradients allowed, and put everything back, also after an exception.
 
-    Put back are the random states of Python, NumPy and torch (of each CUDA device too) and, for each module:
+    What is put back are the random states of Python, NumPy and torch (of each CUDA device too) and, for each module:
 
     - its own train or eval flag;
-    - which buffers, submodules and parameters it has, and the values of the buffers (and of the weights of embeddings
-      with `max_norm`, which rewrite what they look up);
-    - all its other attributes but torch's own: which object each is, and the contents of tensors, arrays, random
-      generators, and lists, dictionaries, sets, deques and tuples of them, however nested: a hidden state, counters,
-      caches, the state of a metric.
+    - which buffers, submodules and parameters it has, and the values of its buffers and of the weights of an embedding
+      with `max_norm`, which rewrites what it looks up;
+    - all its other attributes except torch's own: which object each one is, and the contents of tensors, arrays, random
+      generators, and lists, dictionaries, sets, deques and tuples of them, however nested. These are hidden states,
+      counters, caches, the state of a metric.
 
-    Attributes of more than that are data rather than state, and keep what a forward pass writes into them: tensors of
-    more than 64 MB; what makes an attribute hold more than 131,072 members of containers, or more than 16,384 or 1 GiB
-    of tensors, arrays and generators. Nor are put back: hooks; other parameters and their `.grad` (compute gradients
-    with `torch.autograd.grad`; a warning tells where a forward pass writes into a parameter); globals, closures and
-    objects of your own classes; attributes of scripted modules, and of lazy ones that turn into what they are.
+    What is large is taken for data rather than state, and its contents are not put back: a tensor or array of more than
+    64 MB; a container of more than 131,072 members; and what an attribute nests more deeply once its outer containers
+    have that many members in all, or 16,384 tensors, arrays and generators, or 1 GiB of them.
+
+    Not put back are hooks, globals, closures, objects of your own classes, attributes of scripted modules and of lazy
+    modules that are initialized inside, and parameters and their `.grad`: compute gradients with
+    `torch.autograd.grad`. Where a forward pass writes into a parameter, a warning says so.
 
     Inside, inference mode is off, compiled code runs eagerly (it ignores hooks), and the fused attention path is off
-    (it bypasses patched modules). What is process-wide, and a model that several threads have entered, is put back
-    when the last of them leaves.
+    (it bypasses patched modules). What several threads change at once, process-wide or in a model that they share, is
+    put back when the last of them leaves.
 
     Args:
         model: any module.
 
     Examples:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout())
         >>> with undisturbed(model):
         ...     model.training
@@ -68,7 +72,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             _leave(found)
             for module, name, parameter, version in versions:
-                if parameter._version != version and id(parameter) not in found:
+                if _compat.write_count(parameter) != version and id(parameter) not in found:
                     warnings.warn(
                         f"a forward pass in evaluation mode writes into the parameter {name!r} of a "
                         f"{type(module).__name__}: what a measurement wrote there stays",
@@ -82,7 +86,7 @@ def _enter(found: Found, modules: list[nn.Module]) -> None:
     with _LOCK:
         found.update(chain(_process_state().items(), module_state(modules).items()))
         _INSIDE.append(found)
-        # its constructor sets it, and remembers what it was
+        # the constructor sets the stance already, and remembers the one before
         stance = torch.compiler.set_stance("force_eager")
         found["compiler stance"] = partial(stance.__exit__, None, None, None)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -92,17 +96,17 @@ def _enter(found: Found, modules: list[nn.Module]) -> None:
 
 
 def _leave(found: Found) -> None:
-    """Put back what was found, or hand it on to the next who entered later and disturbs the same.
+    """Put back what was found, or hand it on to the next one that entered later and found the same state changed.
 
     Raises:
         BaseException: the first that was raised by putting something back, after everything else has been put back.
     """
     failures: list[BaseException] = []
     with _LOCK, torch.no_grad():
-        place = next((place for place, other in enumerate(_INSIDE) if other is found), len(_INSIDE))
-        later = _INSIDE[place + 1 :]
-        del _INSIDE[place : place + 1]
-        for key, restore in reversed(found.items()):
+        index = next((index for index, other in enumerate(_INSIDE) if other is found), len(_INSIDE))
+        later = _INSIDE[index + 1 :]
+        del _INSIDE[index : index + 1]
+        for key, restore in reversed(found.items()):  # random states last: putting back members may run users' code
             heir = next((other for other in later if key in other), None)
             if heir is not None:
                 heir[key] = restore

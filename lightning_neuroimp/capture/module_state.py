@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lightning_neuroimp import _compat
+
 Restore = Callable[[], object]
 
 # what holds more is data rather than state, and expensive to copy; the last three are for one attribute of a module
@@ -26,8 +28,8 @@ _MOST_BYTES_TOGETHER = 2**30
 _MOST_COPIES = 2**14  # of tensors, arrays and random generators, which are copied one by one
 _MOST_MEMBERS = 2**17  # of all containers, nested ones included
 
-_CALLED = ("forward", "_compiled_call_impl")  # what torch.compile(module) and module.compile() set
-_TORCHS_OWN = {*vars(nn.Module()), "_compiled_call_impl"}
+_CALLS = ("forward", _compat.COMPILED_CALL)  # what torch.compile(module) and module.compile() set
+_OWNED_BY_TORCH = {*vars(nn.Module()), _compat.COMPILED_CALL}
 
 _CONTAINERS = (list, dict, set, deque)
 _COPIED = (torch.Tensor, np.ndarray, torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -37,23 +39,25 @@ def module_state(modules: Collection[nn.Module]) -> dict[int, Restore]:
     """Return what puts each module, and each object in it that can change, back as it is now, by the object's id."""
     found: dict[int, Restore] = {}
     # parameters are left alone, also where an attribute lists them, as in recurrent layers
-    parameters = {id(parameter) for module in modules for parameter in module._parameters.values()}
+    parameters = {id(parameter) for module in modules for parameter in _own_parameters(module).values()}
     for module in modules:
-        tensors: list[torch.Tensor | None] = list(module._buffers.values())
+        tensors: list[torch.Tensor | None] = list(_own_buffers(module).values())
         if getattr(module, "max_norm", None) is not None:
             tensors.append(getattr(module, "weight", None))  # of an embedding, which rewrites what it looks up
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and id(tensor) not in found:
-                found[id(tensor)] = _tensor(tensor)
+                found[id(tensor)] = _remember_tensor(tensor)
         if not _keeps_attributes(module):
-            found[id(module)] = partial(_restore_call, module, *_call(module))
+            found[id(module)] = partial(_restore_flag_and_call, module, *_flag_and_call(module))
             continue
-        attributes = {name: value for name, value in vars(module).copy().items() if name not in _TORCHS_OWN}
-        torchs = (module._modules, module._parameters, module._buffers, module._non_persistent_buffers_set)
-        found[id(module)] = partial(_restore_module, module, *_call(module), attributes, [*map(_container, torchs)])
+        attributes = {name: value for name, value in vars(module).copy().items() if name not in _OWNED_BY_TORCH}
+        mappings = _compat.members_of(module)
+        found[id(module)] = partial(
+            _restore_module, module, *_flag_and_call(module), attributes, [*map(_remember_members, mappings)]
+        )
         values = list(attributes.values())
         for value in _select(values, set(map(type, values)), (*_CONTAINERS, *_COPIED, tuple)):
-            _add_contents(value, found, parameters)
+            _remember_contents(value, found, parameters)
     return found
 
 
@@ -64,21 +68,35 @@ def call_as_written(module: nn.Module) -> None:
     returns, so that a mode that was entered inside, such as a recorder, would end there.
     """
     values = vars(module)
-    written = module._modules.get("_orig_mod") if isinstance(module, torch._dynamo.OptimizedModule) else None
+    written = _compat.module_as_written(module)
     if written is not None and "forward" in values:  # torch.compile(module)
         values["forward"] = written.__call__
-    if values.get("_compiled_call_impl") is not None:  # module.compile()
-        values["_compiled_call_impl"] = None
+    if values.get(_compat.COMPILED_CALL) is not None:  # module.compile()
+        values[_compat.COMPILED_CALL] = None
 
 
 def parameter_versions(modules: Collection[nn.Module]) -> list[tuple[nn.Module, str, nn.Parameter, int]]:
     """Return module, name, parameter and the counter of in-place writes of each parameter that has one."""
     return [
-        (module, name, parameter, parameter._version)
+        (module, name, parameter, _compat.write_count(parameter))
         for module in modules
-        for name, parameter in module._parameters.items()
+        for name, parameter in _own_parameters(module).items()
         if parameter is not None and not is_lazy(parameter) and not parameter.is_inference()
     ]
+
+
+def _own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return a module's parameters, without those of submodules; scripted modules have no dictionary of them."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return dict(module.named_parameters(recurse=False))
+    return _compat.parameters_of(module)
+
+
+def _own_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Return a module's buffers, without those of submodules; scripted modules have no dictionary of them."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return dict(module.named_buffers(recurse=False))
+    return _compat.buffers_of(module)
 
 
 def _keeps_attributes(module: nn.Module) -> bool:
@@ -86,40 +104,40 @@ def _keeps_attributes(module: nn.Module) -> bool:
 
     Those of scripted modules are not in Python; a lazy module turns into what it is going to be, all of it.
     """
-    own = chain(module._parameters.values(), module._buffers.values())
+    own = chain(_own_parameters(module).values(), _own_buffers(module).values())
     return not isinstance(module, torch.jit.ScriptModule) and not any(
         tensor is not None and is_lazy(tensor) for tensor in own
     )
 
 
-def _call(module: nn.Module) -> tuple[bool, dict[str, Any]]:
+def _flag_and_call(module: nn.Module) -> tuple[bool, dict[str, Any]]:
     """Return a module's train or eval flag, and what call_as_written() replaces."""
     values = vars(module)
-    return module.training, {name: values[name] for name in _CALLED if name in values}
+    return module.training, {name: values[name] for name in _CALLS if name in values}
 
 
-def _restore_call(module: nn.Module, training: bool, called: dict[str, Any]) -> None:
+def _restore_flag_and_call(module: nn.Module, training: bool, calls: dict[str, Any]) -> None:
     """Put back a module's train or eval flag, and what call_as_written() has replaced."""
     module.training = training
-    vars(module).update(called)
+    vars(module).update(calls)
 
 
 def _restore_module(
-    module: nn.Module, training: bool, called: dict[str, Any], attributes: dict[str, Any], torchs: list[Restore]
+    module: nn.Module, training: bool, calls: dict[str, Any], attributes: dict[str, Any], mappings: list[Restore]
 ) -> None:
     """Put back which objects a module's attributes, buffers and submodules are, and its train or eval flag."""
-    _restore_call(module, training, called)
-    for restore in torchs:
+    _restore_flag_and_call(module, training, calls)
+    for restore in mappings:
         restore()
     values = vars(module)
-    for name in values.keys() - attributes.keys() - _TORCHS_OWN:
+    for name in values.keys() - attributes.keys() - _OWNED_BY_TORCH:
         del values[name]
     for name, value in attributes.items():
         if name not in values or values[name] is not value:
             values[name] = value
 
 
-def _add_contents(value: Any, found: dict[int, Restore], parameters: Container[int]) -> None:
+def _remember_contents(value: Any, found: dict[int, Restore], parameters: Container[int]) -> None:
     """Add what puts back the contents of an attribute's value, and of all that it holds, nearest first.
 
     Members that cannot change are only compared by identity, all at once: a list may have many.
@@ -134,15 +152,16 @@ def _add_contents(value: Any, found: dict[int, Restore], parameters: Container[i
     while level:
         kinds = set(map(type, level))
         copied = [held for held in _select(level, kinds, _COPIED, found, parameters) if _is_state(held)]
-        copies, size = copies - len(copied), size - sum(map(_bytes, copied))
-        if min(copies, size) >= 0:
-            found.update((id(held), _copied(held)) for held in copied)
+        copied_size = sum(map(_bytes, copied))
+        if len(copied) <= copies and copied_size <= size:
+            copies, size = copies - len(copied), size - copied_size
+            found.update((id(held), _remember_copy(held)) for held in copied)
         tuples = [held for held in _select(level, kinds, (tuple,)) if len(held) <= _MOST_MEMBERS]
         containers = [held for held in _select(level, kinds, _CONTAINERS, found) if len(held) <= _MOST_MEMBERS]
         members -= sum(map(len, chain(tuples, containers)))
         if members < 0:
             return
-        found.update((id(held), _container(held)) for held in containers)
+        found.update((id(held), _remember_members(held)) for held in containers)
         held_by_containers = [held.values() if isinstance(held, dict) else held for held in containers]
         level = list(chain.from_iterable(chain(tuples, held_by_containers)))
 
@@ -181,10 +200,10 @@ def _bytes(value: Any) -> int:
     return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
-def _copied(value: Any) -> Restore:
+def _remember_copy(value: Any) -> Restore:
     """Return what puts back the contents of a tensor, an array or a random generator."""
     if isinstance(value, torch.Tensor):
-        return _tensor(value)
+        return _remember_tensor(value)
     if isinstance(value, np.ndarray):
         return partial(np.copyto, value, value.copy())
     if isinstance(value, np.random.Generator):
@@ -194,13 +213,13 @@ def _copied(value: Any) -> Restore:
     return partial(value.set_state, value.get_state())
 
 
-def _container(value: Any) -> Restore:
-    """Return what puts back which objects a container holds, in which order."""
-    return partial(_refill, value, dict(value) if isinstance(value, dict) else list(value))
+def _remember_members(value: Any) -> Restore:
+    """Return what puts back the members of a container, compared by identity."""
+    return partial(_restore_members, value, dict(value) if isinstance(value, dict) else list(value))
 
 
-def _refill(value: Any, before: Any) -> None:
-    """Let a container hold what it held before."""
+def _restore_members(value: Any, before: Any) -> None:
+    """Put back the members of a container, where they have changed."""
     is_dict = isinstance(value, dict)
     if (
         len(value) == len(before)
@@ -218,7 +237,7 @@ def _refill(value: Any, before: Any) -> None:
         value.extend(before)
 
 
-def _tensor(tensor: torch.Tensor) -> Restore:
+def _remember_tensor(tensor: torch.Tensor) -> Restore:
     """Return what puts back the values of a tensor."""
     return partial(_restore_tensor, tensor, None if is_lazy(tensor) else tensor.detach().clone())
 

@@ -76,7 +76,7 @@ def write_activation(site: Site, module: nn.Module, value: Any, activation: Tens
 
 
 def _is_packed(site: Site, value: Any) -> bool:
-    """Say whether a site's tensor is in a packed sequence, whose samples have no axis."""
+    """Tell whether a site's tensor is in a packed sequence, whose samples have no axis."""
     packed = nn.utils.rnn.PackedSequence
     if isinstance(value, packed):
         return True

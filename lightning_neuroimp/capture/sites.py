@@ -131,7 +131,7 @@ def _with_sample_axis(model: nn.Module, site: Site) -> Site:
 
 
 def _batch_first(module: nn.Module) -> bool:
-    """Say whether a module of torch has the samples on axis 0; True for all others."""
+    """Tell whether a module of torch has the samples on axis 0; True for all others."""
     if isinstance(module, nn.Transformer):
         return bool(module.batch_first)
     if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):

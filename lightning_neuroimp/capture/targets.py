@@ -77,8 +77,8 @@ class Target:
         if isinstance(target, Target):
             return target
         if isinstance(target, str) or not callable(target):
-            remedy = " or a callable (logits, classes) -> one scalar per sample"
-            name = _validate.choice("target", target, tuple(TARGETS), remedy)
+            function = "a callable (logits, classes) -> one scalar per sample"
+            name = _validate.choice("target", target, tuple(TARGETS), [function])
             return cls(name, name, TARGETS[name])
         known = next((name for name, function in TARGETS.items() if function is target), OWN)
         return cls(getattr(target, "__name__", type(target).__name__), known, target)
@@ -127,7 +127,7 @@ def validate_target_class(target_class: Any) -> str | int:
         InvalidArgument: if it is none of these.
     """
     if isinstance(target_class, str):
-        return _validate.choice("target_class", target_class, TARGET_CLASSES, " or the number of a class")
+        return _validate.choice("target_class", target_class, TARGET_CLASSES, ["the number of a class"])
     remedy = "or 'label' or 'predicted'"
     return _validate.integer("target_class, where it is the number of a class,", target_class, least=0, remedy=remedy)
 

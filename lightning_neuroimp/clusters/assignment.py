@@ -1,4 +1,4 @@
-"""Assignment: the cluster and the half of each sample, known beforehand or dealt while the samples come."""
+"""Assign samples to clusters and halves: as found beforehand, or while the batches come."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -16,8 +16,8 @@ class Assignment:
     """Assign samples to clusters and halves, batch by batch.
 
     Attributes:
-        clusters: each local sample's cluster, or how it follows from its class.
-        half: each local sample's half; None: dealt as the samples come.
+        clusters: cluster of each of this process's samples, or how it follows from the class.
+        half: half of each of this process's samples; None: dealt as the samples come.
         classes: labels of the samples that may be in clusters; None: all.
     """
 
@@ -32,10 +32,10 @@ class Assignment:
 
         Args:
             samples: the batch.
-            rows: which of this process's samples they are.
+            rows: places of the batch's samples among this process's samples.
 
         Raises:
-            InvalidArgument: if there are more clusters of classes than anyone can read.
+            InvalidArgument: if there are more than 20 clusters.
         """
         cluster = self.cluster_of(samples, rows)
         if isinstance(self.clusters, ClassClusters):
@@ -48,7 +48,12 @@ class Assignment:
         return replace(samples, cluster=cluster, half=half)
 
     def cluster_of(self, samples: SampleTable, rows: slice) -> Int[np.ndarray, " sample"]:
-        """Return the cluster of each sample; -1 for none, such as for samples without finite logits."""
+        """Return the cluster of each sample; -1 for samples in none, such as those without finite logits.
+
+        Args:
+            samples: the batch.
+            rows: places of the batch's samples among this process's samples.
+        """
         if isinstance(self.clusters, ClassClusters):
             cluster = self.clusters.of(samples.label, samples.predicted)
         else:
@@ -57,5 +62,10 @@ class Assignment:
 
 
 def counted(samples: SampleTable, classes: Collection[int] | None) -> Bool[np.ndarray, " sample"]:
-    """Tell which samples may be in clusters: those with finite logits and a label among the classes."""
+    """Tell which samples may be in clusters: those with finite logits and a label among the classes.
+
+    Args:
+        samples: the samples.
+        classes: labels of the samples that may be in clusters; None: all.
+    """
     return samples.finite if classes is None else samples.finite & np.isin(samples.label, list(classes))

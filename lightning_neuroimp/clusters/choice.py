@@ -1,4 +1,4 @@
-"""What `clusters=` may be: a name, a mapping, KMeans, or a callable."""
+"""Validate what was passed as `clusters=`: a name, a mapping, KMeans, or a callable, which is called here as well."""
 
 from collections.abc import Mapping
 from numbers import Integral
@@ -31,10 +31,13 @@ NAMES = ("labels", "predictions")
 
 
 def validate_clusters(clusters: Any) -> None:
-    """Refuse what cannot name clusters.
+    """Refuse values of `clusters=` that cannot give samples their clusters.
+
+    Args:
+        clusters: what was passed.
 
     Raises:
-        InvalidArgument: if it is none of `Clusters`.
+        InvalidArgument: if it is none of the kinds in `Clusters`.
     """
     if isinstance(clusters, Mapping):
         if not clusters or not all(isinstance(value, Integral | str) for pair in clusters.items() for value in pair):
@@ -46,11 +49,9 @@ def validate_clusters(clusters: Any) -> None:
     if isinstance(clusters, KMeansClusters):
         return
     if isinstance(clusters, str) or not callable(clusters) or isinstance(clusters, type):
-        remedy = (
-            ", a mapping from classes to groups, KMeansClusters(8), or a callable (batch) -> one integer or string per "
-            "sample"
-        )
-        _validate.choice("clusters", clusters, NAMES, remedy)
+        function = "a callable (batch) -> one integer or string per sample"
+        more = ["a mapping from classes to groups", "KMeansClusters(8)", function]
+        _validate.choice("clusters", clusters, NAMES, more)
 
 
 def kind_of(clusters: Clusters) -> str:
@@ -72,9 +73,15 @@ def describe_source(clusters: Clusters) -> str:
 
 
 def assign_by_callable(function: BatchFn, subject: Subject) -> tuple[Int[np.ndarray, " local"], dict[int, str]]:
-    """Return each sample's cluster id and the clusters' names, as a callable on batches gives them.
+    """Ask a callable for the cluster of each sample of each batch.
 
-    Integers from 0 are their own ids; others and strings are numbered in order.
+    Args:
+        function: `batch -> one integer or string per sample`.
+        subject: the samples of this process.
+
+    Returns:
+        The cluster id of each sample of this process, and the clusters' names by id. Non-negative integers are their
+        own ids; where there are other values, all are numbered in the order of their texts.
 
     Raises:
         InvalidArgument: if the callable fails, returns anything else, or more than 20 different values.

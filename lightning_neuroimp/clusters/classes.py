@@ -1,4 +1,4 @@
-"""Clusters of one class each, or of a group of classes; classes by number or by name."""
+"""Form clusters of one class each, or of a group of classes; validate classes, given by number or by name."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,11 +10,15 @@ from lightning_neuroimp import _validate
 from lightning_neuroimp.errors import InvalidArgument
 
 MAX_CLUSTERS = 20
-"""More clusters than this are refused: nobody reads so many curves."""
+"""Upper bound on the number of clusters: nobody reads more curves."""
 
 
 def validate_classes(classes: Any, class_names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return classes that are given by numbers or names as numbers; None for None.
+    """Return the numbers of classes that are given by number or by name; None for None.
+
+    Args:
+        classes: what was passed as `classes=`.
+        class_names: names of all classes; may be empty.
 
     Raises:
         InvalidArgument: if a name is not among `class_names`, or there is no class.
@@ -23,31 +27,41 @@ def validate_classes(classes: Any, class_names: Sequence[str]) -> tuple[int, ...
         return None
     if isinstance(classes, str) or not isinstance(classes, Collection) or len(classes) == 0:
         raise InvalidArgument(f"classes must be a list of class numbers or names, got {_validate.shown(classes)}")
-    return tuple(dict.fromkeys(_class_number(one, class_names) for one in classes))
+    return tuple(dict.fromkeys(_class_number(label, class_names) for label in classes))
 
 
-def _class_number(one: Any, class_names: Sequence[str]) -> int:
-    if isinstance(one, str):
-        if one not in class_names:
-            known = ", ".join(map(repr, class_names[:8])) or "none; pass class_names="
-            raise InvalidArgument(f"there is no class named {one!r}: the names are {known}")
-        return list(class_names).index(one)
-    return _validate.integer("a class, where it is no name,", one, least=0)
+def _class_number(label: Any, class_names: Sequence[str]) -> int:
+    """Return the number of a class that is given by number or by name."""
+    if isinstance(label, str):
+        if label not in class_names:
+            known = (
+                _validate.closest(label, class_names, "names")
+                if class_names
+                else ("the names are none; pass class_names=")
+            )
+            raise InvalidArgument(f"there is no class named {_validate.shown(label)}: {known}")
+        return list(class_names).index(label)
+    return _validate.integer("a class, where it is no name,", label, least=0)
 
 
 def validate_class_names(class_names: Any) -> tuple[str, ...]:
-    """Return the names of all classes.
+    """Return the names of all classes as strings.
+
+    Args:
+        class_names: what was passed as `class_names=`.
 
     Raises:
-        InvalidArgument: if they are no sequence of strings.
+        InvalidArgument: if they are no collection, or one string.
     """
     if isinstance(class_names, str) or not isinstance(class_names, Collection):
-        raise InvalidArgument(f"class_names must be a list with the name of each class, got {class_names!r}")
+        raise InvalidArgument(
+            f"class_names must be a list with the name of each class, got {_validate.shown(class_names)}"
+        )
     return tuple(map(str, class_names))
 
 
 def class_name(number: int, class_names: Sequence[str]) -> str | None:
-    """Return the name of a class; None without one."""
+    """Return the name of a class; None if it has none."""
     return str(class_names[number]) if number < len(class_names) else None
 
 
@@ -56,10 +70,10 @@ def validate_count(n_clusters: int, *, so_far: bool = False) -> None:
 
     Args:
         n_clusters: number of clusters.
-        so_far: whether there may be more.
+        so_far: whether more clusters may follow.
 
     Raises:
-        InvalidArgument: if there are more than 20.
+        InvalidArgument: if there are more than 20 clusters.
     """
     if n_clusters > MAX_CLUSTERS:
         found = f"at least {n_clusters}" if so_far else str(n_clusters)
@@ -91,7 +105,10 @@ class ClassClusters:
             validate_count(len(groups))
             self._group = {_class_number(key, class_names): groups.index(group) for key, group in clusters.items()}
             if len(self._group) < len(clusters):
-                raise InvalidArgument(f"clusters names a class twice, by number and by name, in {list(clusters)}")
+                raise InvalidArgument(
+                    f"clusters names a class twice, by number and by name, in "
+                    f"{_validate.shown(list(clusters))}; name it once"
+                )
             self._names = {number: str(group) for number, group in enumerate(groups)}
 
     def of(
@@ -106,10 +123,14 @@ class ClassClusters:
         classes = predicted if self._predicted else labels
         if self._group is None:
             return classes
-        return np.array([self._group.get(one, -1) for one in classes.tolist()], np.int64)
+        return np.array([self._group.get(number, -1) for number in classes.tolist()], np.int64)
 
     def names(self, ids: Int[np.ndarray, " cluster"]) -> dict[int, str]:
-        """Return the name of each cluster, by its id."""
+        """Return the name of each cluster, by its id.
+
+        Args:
+            ids: of the clusters.
+        """
         if self._group is not None:
             return self._names
         kind = "predicted" if self._predicted else "label"

@@ -1,4 +1,4 @@
-"""Halves: deal the samples of each cluster to two halves, on which its ranking is made and judged crosswise."""
+"""Deal the samples of each cluster to two halves: neurons are ranked on one and ablated on the other."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from lightning_neuroimp.capture.subject import Subject
 class Halves:
     """Deal samples to two halves of each cluster, stratified by correctness, in the order in which they come.
 
-    Where they come in the order of fixed pseudo-random keys, as a probe set of one shape does, the half of a sample
+    If they come in the order of fixed pseudo-random keys, as from a probe set of one shape, the half of a sample
     depends on nothing but its cluster, its correctness and those keys.
     """
 
@@ -31,12 +31,12 @@ class Halves:
 
         Args:
             cluster: cluster of each sample; -1: in none.
-            correct: whether the model is right.
+            correct: whether the model's prediction is right.
         """
         half = np.full(len(cluster), -1, np.int64)
         for row, (key, right) in enumerate(zip(cluster.tolist(), correct.tolist(), strict=True)):
             if key >= 0:
-                # the two strata start in different halves, so that both rest samples do not fall into the same one
+                # the two strata start in different halves, so that their odd samples do not fall into the same one
                 dealt = self._dealt.setdefault((key, right), 0 if right else 1)
                 half[row] = dealt % 2
                 self._dealt[key, right] = dealt + 1
@@ -49,13 +49,16 @@ def deal_by_keys(
     correct: Bool[np.ndarray, " sample"],
     seed: int,
 ) -> Int[np.ndarray, " sample"]:
-    """Return a half for each sample, dealt in the order of fixed keys, whatever the samples' shapes and processes are.
+    """Deal samples to halves in the order of fixed keys, whatever their shapes and processes are.
 
     Args:
         index: sample numbers.
         cluster: cluster of each sample; -1: in none.
-        correct: whether the model is right.
+        correct: whether the model's prediction is right.
         seed: of the keys.
+
+    Returns:
+        The half of each sample; -1 for samples in no cluster.
     """
     order = np.argsort(sample_keys(index, seed), kind="stable")
     half = np.full(len(index), -1, np.int64)
@@ -65,12 +68,12 @@ def deal_by_keys(
 
 @dataclass(frozen=True, eq=False)
 class SampleGroups:
-    """Hold which samples must not be divided between halves.
+    """Hold the groups of samples that must not be divided between halves.
 
     Attributes:
         half: half of each sample of this process, the same for all samples of a group.
         index: sample numbers of all processes.
-        number: number of each of these samples' group.
+        number: number of the group of each of these samples.
     """
 
     half: Int[np.ndarray, " local"]
@@ -83,12 +86,13 @@ def assign_groups(
 ) -> SampleGroups:
     """Assign whole groups of samples to halves, so that each cluster is balanced.
 
-    Groups go one by one, the largest first, to the half in which their clusters have fewer samples so far.
+    Groups are assigned one by one, the largest first, to the half in which their clusters have fewer samples so far.
 
     Args:
         groups: `batch -> one integer or string per sample`.
         subject: the samples of this process.
-        cluster: cluster of each sample, as far as it is known; None: by label where the batches show them.
+        cluster: cluster of each sample of this process; None: not known yet, and labels are balanced instead, if the
+            batches show them.
 
     Raises:
         InvalidArgument: if the callable fails, or does not return one integer or string per sample.
@@ -119,11 +123,18 @@ def assign_groups(
 
 
 def _balanced_halves(members: dict[Any, Counter[int]]) -> dict[Any, int]:
-    """Return the half of each group, given how many samples of each cluster it has."""
+    """Assign groups to halves so that each cluster is balanced.
+
+    Args:
+        members: number of samples in each cluster, by the groups' values.
+
+    Returns:
+        The half of each group, by its value.
+    """
     half: dict[Any, int] = {}
     filled: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     for value in sorted(members, key=lambda value: (-members[value].total(), str(value))):
-        # how much less even its clusters get by going to the second half rather than to the first one
+        # how much less balanced its clusters become in the second half than in the first one
         tilt = sum(count * (filled[1][stratum] - filled[0][stratum]) for stratum, count in members[value].items())
         half[value] = int(tilt < 0 or (tilt == 0 and filled[1].total() < filled[0].total()))
         filled[half[value]].update(members[value])

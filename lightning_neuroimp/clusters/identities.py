@@ -1,4 +1,4 @@
-"""Identities of clusters, kept from epoch to epoch by their members."""
+"""Keep the identities of clusters from epoch to epoch, by their members."""
 
 import numpy as np
 from jaxtyping import Int
@@ -10,10 +10,10 @@ from lightning_neuroimp.results.clusters import ClusterTable
 from lightning_neuroimp.results.previous import PreviousMeasurement
 
 MIN_OVERLAP = 0.5
-
+"""Smallest Jaccard index between the members of two clusters that can be the same one."""
 
 MAX_RETIRED = 50
-"""So many vanished clusters are remembered, the latest ones, so that one of them can revive."""
+"""Upper bound on the number of vanished clusters that are remembered, so that one of the latest can revive."""
 
 
 def keep_identities(
@@ -23,16 +23,17 @@ def keep_identities(
 ) -> tuple[Int[np.ndarray, " sample"], Int[np.ndarray, " cluster"], Int[np.ndarray, "entry 2"]]:
     """Give new clusters the ids of the old ones that they continue.
 
-    A live cluster's id goes on where members overlap at a Jaccard index of at least .5 under the best (Hungarian)
-    matching; else the retired cluster that overlaps best, at least as much, revives; else the id is new.
+    A live cluster keeps its id if its members overlap with the old ones at a Jaccard index of at least .5, under the
+    best (Hungarian) matching. Otherwise the retired cluster that overlaps best, at least as much, revives; failing that
+    the id is new.
 
     Args:
-        number: each sample's cluster, in any numbering; -1: in none.
-        index: each sample's number in the stream.
-        previous: the last epoch's clusters.
+        number: cluster of each sample, in any numbering; -1: in none.
+        index: number of each sample in the stream.
+        previous: the clusters of the measurement before; None: there was none.
 
     Returns:
-        Each sample's cluster id, the sorted ids, and the history to hand on.
+        The cluster id of each sample, the sorted ids, and the history for the next measurement: rows (id, sample).
     """
     new = {key: set(index[number == key].tolist()) for key in np.unique(number[number >= 0]).tolist()}
     old: dict[int, set[int]] = {}
@@ -45,7 +46,7 @@ def keep_identities(
         open_ = [key for key in new if key not in ids]
         if not open_ or not candidates:
             continue
-        overlap = np.array([[_jaccard(new[one], old[other]) for other in candidates] for one in open_])
+        overlap = np.array([[_jaccard(new[key], old[candidate]) for candidate in candidates] for key in open_])
         overlap[overlap < MIN_OVERLAP] = 0.0  # or two poor pairs could outweigh one good pair
         for row, column in zip(*linear_sum_assignment(-overlap), strict=True):
             if overlap[row, column]:
@@ -62,6 +63,7 @@ def keep_identities(
 
 
 def _jaccard(one: set[int], other: set[int]) -> float:
+    """Compute the Jaccard index of two sets: the size of their intersection over that of their union."""
     return len(one & other) / len(one | other)
 
 
@@ -70,12 +72,12 @@ def agreement(
     index: Int[np.ndarray, " sample"],
     previous: ClusterTable | PreviousMeasurement | None,
 ) -> float:
-    """Return the adjusted Rand index between clusters and the last epoch's, on the samples in both.
+    """Compute the adjusted Rand index between clusters and those of the measurement before, on the samples in both.
 
     Args:
         cluster: cluster id of each sample; -1: in none.
         index: sample numbers.
-        previous: the last epoch's clusters.
+        previous: the clusters of the measurement before; None: there was none.
 
     Returns:
         1 for the same clusters, about 0 for a chance agreement, NaN without a sample in both.

@@ -1,4 +1,4 @@
-"""Clusters found by KMeans on embeddings."""
+"""Find clusters by KMeans on embeddings of the samples."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,23 +22,28 @@ from lightning_neuroimp.site import Site
 MINI_BATCH_FROM = 10**5
 """With more samples than this KMeans works on mini-batches."""
 
-
 SILHOUETTE_SAMPLES = 1000
-"""The silhouette takes a distance between every two samples: it is computed on so many at most."""
+"""Upper bound on the number of samples in a silhouette, which takes a distance between every two of them."""
 
 
 @dataclass(frozen=True)
 class KMeansClusters:
-    """Clusters found by KMeans (scikit-learn's; MiniBatchKMeans above 100,000 samples) on embeddings of the samples.
+    """Find clusters by scikit-learn's KMeans (MiniBatchKMeans above 100,000 samples) on embeddings of the samples.
 
     Attributes:
-        n_clusters: how many; or a pair (least, most), from which the number with the best mean silhouette is taken in
-            the first measurement, and kept.
+        n_clusters: number of clusters; or a pair (least, most), from which the number with the best mean silhouette is
+            chosen in the first measurement, and kept.
         embedding: layer whose output is the embedding (a name or a `Site`; averaged over unpadded positions); by
             default the input of the last linear layer that the model calls.
         scale: "standard": each feature to mean 0 and standard deviation 1; "l2": each embedding to length 1, so that
             angles count; None: as they are.
-        n_components: so many principal components, after scaling, are clustered; None: all features.
+        n_components: number of principal components, after scaling, that are clustered; None: all features.
+
+    Raises:
+        InvalidArgument: if a setting has no valid value.
+
+    >>> print(KMeansClusters(8, scale="l2"))
+    KMeans(8) on the input of the last linear layer, scaled to length 1
     """
 
     n_clusters: int | tuple[int, int] = 8
@@ -52,7 +57,7 @@ class KMeansClusters:
             if len(ends) != 2 or not 2 <= ends[0] <= ends[1] <= MAX_CLUSTERS:
                 raise InvalidArgument(
                     f"n_clusters must be a number, or a pair (least, most) from 2 to {MAX_CLUSTERS}, got "
-                    f"{self.n_clusters!r}"
+                    f"{_validate.shown(self.n_clusters)}"
                 )
             object.__setattr__(self, "n_clusters", (ends[0], ends[1]))
         else:
@@ -61,7 +66,7 @@ class KMeansClusters:
                 self, "n_clusters", _validate.integer("n_clusters", self.n_clusters, least=2, remedy=remedy)
             )
         if self.scale is not None:
-            _validate.choice("scale", self.scale, ("standard", "l2"), " or None")
+            _validate.choice("scale", self.scale, ("standard", "l2"), ["None"])
         if self.n_components is not None:
             object.__setattr__(self, "n_components", _validate.integer("n_components", self.n_components, least=1))
 
@@ -72,13 +77,22 @@ class KMeansClusters:
         previous: ClusterTable | PreviousMeasurement | None,
         seed: int,
     ) -> Int[np.ndarray, " sample"]:
-        """A cluster number for every sample, -1 where the embedding is not finite.
+        """Assign every sample to a cluster.
 
-        Where the same number of clusters was found before, KMeans starts from the present means of their previous
+        If the same number of clusters was found before, KMeans starts from the present means of their previous
         members: started from the old centres it would lose them when the embedding rotates in training.
 
+        Args:
+            embeddings: of the samples; those that are not finite are left out.
+            index: sample numbers.
+            previous: the clusters of the measurement before; None: there was none.
+            seed: of KMeans, PCA and the silhouette.
+
+        Returns:
+            A cluster number for each sample; -1 where the embedding is not finite.
+
         Raises:
-            ValueError: if there are more clusters than samples.
+            InvalidArgument: if there are more clusters than samples with finite embeddings.
         """
         finite = np.isfinite(embeddings).all(1)
         least = self.n_clusters if isinstance(self.n_clusters, int) else self.n_clusters[0]
@@ -100,7 +114,7 @@ class KMeansClusters:
         return number
 
     def _features(self, points: np.ndarray, seed: int) -> np.ndarray:
-        """What is clustered."""
+        """Scale embeddings, and reduce them to principal components, as set."""
         if self.scale == "standard":
             points = StandardScaler().fit_transform(points)
         elif self.scale == "l2":
@@ -112,6 +126,7 @@ class KMeansClusters:
     def _means_of_members(
         self, points: np.ndarray, index: np.ndarray, previous: ClusterTable | PreviousMeasurement | None
     ) -> np.ndarray | None:
+        """Average the previous members of each cluster; None if the number of clusters differs or one has none left."""
         if previous is None or not self._could_find(len(previous.ids)):
             return None
         members = [np.isin(index, previous.history[previous.history[:, 0] == key, 1]) for key in previous.ids]
@@ -120,6 +135,7 @@ class KMeansClusters:
         return np.stack([points[member].mean(0) for member in members])
 
     def _could_find(self, number: int) -> bool:
+        """Tell whether a number of clusters is among those that were asked for."""
         if isinstance(self.n_clusters, int):
             return number == self.n_clusters
         return self.n_clusters[0] <= number <= self.n_clusters[1]
@@ -133,9 +149,10 @@ class KMeansClusters:
 
 
 def _kmeans(points: np.ndarray, number: int, seed: int, start: np.ndarray | None = None) -> np.ndarray:
+    """Run KMeans, from given centres or the best of ten random starts; return each sample's cluster."""
     kind = MiniBatchKMeans if len(points) > MINI_BATCH_FROM else KMeans
     with warnings.catch_warnings():
-        # fewer clusters than were asked for, where samples repeat: the table shows how many there are
+        # raised for fewer clusters than were asked for, where samples repeat: the table shows how many there are
         warnings.simplefilter("ignore", ConvergenceWarning)
         if start is None:
             return kind(number, n_init=10, random_state=seed).fit_predict(points)
@@ -143,7 +160,11 @@ def _kmeans(points: np.ndarray, number: int, seed: int, start: np.ndarray | None
 
 
 def _best_by_silhouette(points: np.ndarray, ends: tuple[int, int], seed: int) -> np.ndarray:
-    """The clusters whose samples are nearest to their own, next to the nearest other one (Rousseeuw, 1987)."""
+    """Run KMeans with each number of clusters; return the clusters with the highest mean silhouette.
+
+    References:
+        Rousseeuw, "Silhouettes", Journal of Computational and Applied Mathematics 20 (1987).
+    """
     best, highest = None, -np.inf
     for number in range(ends[0], min(ends[1], len(points) - 1) + 1):
         found = _kmeans(points, number, seed)

@@ -1,4 +1,4 @@
-"""The table of clusters: sizes, classes, accuracy, exemplars."""
+"""Summarize clusters in a table: sizes, classes, accuracy, exemplars."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from lightning_neuroimp.results.clusters import ClusterTable
 from lightning_neuroimp.results.previous import PreviousMeasurement
 
 N_EXEMPLARS = 5
+"""Number of samples that are listed for each cluster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class ClusterNaming:
         source: where they come from, in words.
         names: names by id; others are called "cluster <id>".
         history: rows (id, sample number) of each cluster ever seen, with its last members; None: the present ones.
-        class_names: of the classes.
+        class_names: names of all classes; may be empty.
     """
 
     kind: str
@@ -49,7 +50,7 @@ def cluster_table(
         samples: of all processes, with clusters.
         ids: of the clusters, in the order of the rows.
         naming: what else is known of them.
-        previous: the measurement before, on the same samples.
+        previous: the measurement before, on the same samples; None: there was none.
     """
     assert samples.cluster is not None
     member_of = samples.cluster[None] == ids[:, None]
@@ -77,9 +78,9 @@ def _exemplars(samples: SampleTable, ids: Int[np.ndarray, " cluster"]) -> Int[np
     found = np.full((len(ids), N_EXEMPLARS), -1, np.int64)
     if samples.embedding is None:
         return found
-    placed = np.isfinite(samples.embedding).all(1)
+    finite = np.isfinite(samples.embedding).all(1)
     for row, key in enumerate(ids):
-        member = np.flatnonzero((samples.cluster == key) & placed)
+        member = np.flatnonzero((samples.cluster == key) & finite)
         if not len(member):
             continue
         points = samples.embedding[member].astype(np.float64)

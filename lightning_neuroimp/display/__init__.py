@@ -1,1 +1,1 @@
-"""Show results to people: as text, as figures, in trackers. Nothing in here computes scores or imports torch."""
+"""Show results to people, as text, figures and summaries in trackers; nothing in here computes scores."""

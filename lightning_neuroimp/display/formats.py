@@ -71,6 +71,15 @@ def signed(value: float, digits: int = 3) -> str:
     return "-" if np.isnan(value) else f"{_rounded(value, digits):+.{digits}f}"
 
 
+def fixed(value: float, digits: int = 2) -> str:
+    """Return a number without a plus sign, "not defined" for NaN; zero is never negative.
+
+    >>> fixed(-0.001), fixed(0.25)
+    ('0.00', '0.25')
+    """
+    return "not defined" if np.isnan(value) else f"{_rounded(value, digits):.{digits}f}"
+
+
 def probability(value: float) -> str:
     """Return a p-value or a rate with three significant digits, "-" for NaN."""
     return "-" if np.isnan(value) else f"{value:.3g}"

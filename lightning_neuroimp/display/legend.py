@@ -24,8 +24,8 @@ def legend(results: Results) -> Terms:
     n_draws, n_samples = checked[-1].n_draws, int(checked[-1].samples[:, -1].sum())
     gap = (
         "accuracy left by random removal minus accuracy left by removing the top neurons, averaged over removing "
-        f"{'; '.join(removed.values())} neurons; on {n_samples} samples, ranked on one half of a cluster and removed "
-        "on the other."
+        f"{'; '.join(removed.values())} neurons, on {n_samples} samples; neurons are ranked on one half of a cluster "
+        "and removed on the other."
     )
     p_value = (
         f"fraction of the {n_draws} random orders (counting the ranking itself) whose gap is at least as large "
@@ -56,10 +56,10 @@ def _discoveries(checked: list[Faithfulness]) -> str:
     n_draws = min(faithfulness.n_draws for faithfulness in checked)
     n_found = int((q_values <= LEVEL).sum())
     text = (
-        "smallest false discovery rate, over all clusters, layers and scores, at which the cluster's gap counts; "
-        f"{n_found} of {n_tests} do at {LEVEL:.0%}."
+        "smallest false discovery rate, over all clusters, layers and scores, at which the cluster's gap counts as "
+        f"a discovery; {n_found} of {n_tests} do at {LEVEL:.0%}."
     )
-    if n_tests / (n_draws + 1) > LEVEL:
+    if n_found < n_tests and n_tests / (n_draws + 1) > LEVEL:
         text += (
             f" With {n_draws} random orders p cannot be smaller than {1 / (n_draws + 1):.2g}, too large for a few of "
             f"{n_tests} tests to stand out alone: n_random={int(np.ceil(n_tests / LEVEL)) - 1} would let them."

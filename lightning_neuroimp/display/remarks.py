@@ -3,7 +3,7 @@
 import numpy as np
 
 from lightning_neuroimp import statistics
-from lightning_neuroimp.display.formats import counted, interval, percentage, probability, signed
+from lightning_neuroimp.display.formats import counted, fixed, interval, percentage, probability, signed
 from lightning_neuroimp.display.labels import reference_label
 from lightning_neuroimp.display.samples import present, top_neurons
 from lightning_neuroimp.results.faithfulness import Faithfulness, Specificity
@@ -36,9 +36,9 @@ def _on_ablation(results: Results, faithfulness: Faithfulness) -> list[str]:
         f"{reference_label(reference)} {signed(gap)}"
         for reference, gap in zip(faithfulness.references, faithfulness.reference_gap[:, -1], strict=True)
     )
-    lds = "not defined"
+    lds = fixed(faithfulness.lds[-1])
     if not np.isnan(faithfulness.lds[-1]):
-        lds = f"{faithfulness.lds[-1]:.2f} (95%: {interval(faithfulness.lds_interval[-1], 2, sign=False)})"
+        lds += f" (95%: {interval(faithfulness.lds_interval[-1], 2, sign=False)})"
     lines = [
         f"Gaps of simpler rankings, to compare with {signed(faithfulness.gap[-1])}: {gaps}.",
         f"Correlation of the scores with measured effects of random removals (LDS, 1 is perfect): {lds}.",
@@ -61,10 +61,12 @@ def _on_specificity(results: Results, specificity: Specificity) -> list[str]:
         f"neurons minus accuracy lost without those of other clusters: {signed(specificity.value)}, "
         f"p {probability(specificity.p_value)}."
     ]
-    before, after = (statistics.weighted_mean(row, results.clusters.size) for row in specificity.balanced_accuracy)
+    before, after = (
+        float(statistics.weighted_mean(row, results.clusters.size)) for row in specificity.balanced_accuracy
+    )
     if not np.isnan(before):
         lines.append(
-            f"Balanced accuracy of a label against all others: {before:.2f}, without its top neurons {after:.2f}."
+            f"Balanced accuracy of a label against all others: {fixed(before)}, without its top neurons {fixed(after)}."
         )
     return lines
 
@@ -79,8 +81,8 @@ def _on_halves(results: Results, importance: Importance) -> list[str]:
     for_more = f"; .9 takes about {counted(n_needed, 'sample')} per cluster" if n_needed else ""
     overlap = float(statistics.weighted_mean(reliability.top_overlap, results.clusters.size))
     return [
-        f"Reliability (how well a cluster's halves agree on its neurons, 1 is perfect): {mean:.2f}{for_more}. The "
-        f"halves' top {reliability.k} overlap by {overlap:.2f} (by chance {reliability.top_chance:.2f})."
+        f"Reliability (how well a cluster's halves agree on its neurons, 1 is perfect): {fixed(mean)}{for_more}. The "
+        f"halves' top {reliability.k} overlap by {fixed(overlap)} (by chance {fixed(reliability.top_chance)})."
     ]
 
 
@@ -102,7 +104,7 @@ def _on_randomised_weights(results: Results, importance: Importance) -> list[str
     for randomisation in results.randomisations:
         if (randomisation.site, randomisation.attribution) == (importance.site, importance.attribution):
             mean = statistics.weighted_mean(randomisation.rank_correlation, results.clusters.size)
-            stages = ", ".join(f"{value:.2f}" for value in mean)
+            stages = ", ".join(map(fixed, mean.tolist()))
             lines.append(
                 f"Rank correlation with randomised weights, from the output to all modules (near 0 is sane): {stages}."
             )
@@ -113,4 +115,4 @@ def _on_drift(results: Results, importance: Importance) -> list[str]:
     stability = agreement(results, importance).stability
     if importance.drift is None or np.isnan(stability):
         return []
-    return [f"Stability (rank correlation with epoch {importance.drift.epoch}): {stability:.2f}."]
+    return [f"Stability (rank correlation with epoch {importance.drift.epoch}): {fixed(stability)}."]

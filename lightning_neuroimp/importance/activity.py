@@ -1,4 +1,4 @@
-"""What the activations of a site are like, and which samples drive each neuron most, streamed."""
+"""Summarize the activations of a site, batch by batch, and find the samples that drive each neuron most."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,42 +15,53 @@ from lightning_neuroimp.capture.positions import along_positions
 from lightning_neuroimp.results.activity import SiteActivity
 
 N_TOP = 5
+"""Number of samples that are listed for each neuron."""
 
-
-_LOOKED_AT = 64
-"""So many samples tell what the derivative misses: it is a share, for which these are enough."""
-
+_GRADIENT_SAMPLES = 64
+"""Number of samples from which the share that the gradient misses is estimated: more would not make it clearer."""
 
 _WAITING = 1024
-"""So many samples wait before they are summed up: one sum over many is faster than many small ones."""
+"""Number of samples that wait until they are summed up: one sum over many is faster than many small ones."""
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Samples that wait, each summed up over its own positions: with one position there is its value only."""
+    """Hold samples that wait to be summed up, each summarized over its positions.
+
+    Attributes:
+        index: sample numbers.
+        mean: mean activation of each channel.
+        count: number of positions; None: one each, and `square`, `low` and `high` are None as well.
+        square: mean squared distance from the mean.
+        low: smallest activation of each channel.
+        high: largest activation of each channel.
+        drive: how much each neuron is driven; None: `high`.
+    """
 
     index: Int[np.ndarray, " sample"]
     mean: Float[Tensor, "sample channel"]
-    count: Float[Tensor, " sample"] | None = None  # of positions
-    square: Float[Tensor, "sample channel"] | None = None  # mean squared distance from the mean
+    count: Float[Tensor, " sample"] | None = None
+    square: Float[Tensor, "sample channel"] | None = None
     low: Float[Tensor, "sample channel"] | None = None
     high: Float[Tensor, "sample channel"] | None = None
-    drive: Float[Tensor, "sample neuron"] | None = None  # how much each neuron is driven; None: `high`
+    drive: Float[Tensor, "sample neuron"] | None = None
 
 
 class ActivityMoments:
-    """Moments per channel and the top samples per neuron; their size does not depend on the number of samples.
+    """Stream activations into moments per channel and the top samples per neuron.
+
+    Its size does not depend on the number of samples.
 
     Args:
-        axis: of the channels.
-        group: so many channels are one neuron.
-        nonlinearity: that follows, where one does.
+        axis: axis of the channels.
+        group: number of channels that are one neuron.
+        nonlinearity: the function that takes the activations next; None: none is known.
     """
 
     def __init__(self, axis: int, group: int, nonlinearity: Nonlinearity | None = None) -> None:
         self._axis, self._group, self._nonlinearity = axis, group, nonlinearity
-        self._looked_at = 0
-        self._error = np.zeros(2)  # what the derivative misses of the nonlinearity's change, and that change
+        self._n_compared = 0
+        self._error = np.zeros(2)  # what the gradient misses of the nonlinearity's change, and that change
         self._count = 0.0
         self._mean = self._square = np.zeros(0)  # mean, and sum of squared distances from it
         self._ends = np.zeros((2, 0))
@@ -67,15 +78,16 @@ class ActivityMoments:
         """Add a batch; samples that are not finite are left out.
 
         Args:
-            activation: samples first.
-            positions: True for those that count.
-            index: numbers of the samples.
-            deviation: activation - baseline; asked for where a nonlinearity follows.
+            activation: at the site, samples first.
+            positions: True at positions that count, such as unpadded tokens; None: all.
+            index: sample numbers.
+            deviation: activation - baseline, same shape; needed if a nonlinearity follows.
         """
         activation = activation.detach()
-        if self._nonlinearity is not None and deviation is not None and (left := _LOOKED_AT - self._looked_at) > 0:
+        left = _GRADIENT_SAMPLES - self._n_compared
+        if self._nonlinearity is not None and deviation is not None and left > 0:
             self._error += self._nonlinearity.derivative_error(activation[:left], deviation[:left])
-            self._looked_at += len(activation[:left])
+            self._n_compared += len(activation[:left])
         if activation.ndim == 2:
             norms = None if self._group == 1 else activation.unflatten(1, (-1, self._group)).norm(dim=2)
             rows = _Rows(index, activation, drive=norms)
@@ -86,13 +98,14 @@ class ActivityMoments:
             self._sum_up()
 
     def _rows(self, values: Float[Tensor, "sample channel position"], positions: Tensor | None, index: Any) -> _Rows:
+        """Summarize each sample over its positions."""
         norms = None if self._group == 1 else values.unflatten(1, (-1, self._group)).norm(dim=2)
         if positions is None:
-            # much faster than var_mean and aminmax
+            # these are much faster than var_mean and aminmax
             n_positions = values.shape[2]
             mean, low, high = values.mean(2), values.amin(2), values.amax(2)
             square = (values - mean[..., None]).norm(dim=2).square() / n_positions
-            square = square.where(low != high, 0)  # constant ones exactly
+            square = square.where(low != high, 0)  # rounding would give constant channels a spread
             count = torch.full_like(mean[:, 0], n_positions)
             return _Rows(index, mean, count, square, low, high, None if norms is None else norms.amax(2))
         counted = along_positions(positions, 1)
@@ -105,7 +118,7 @@ class ActivityMoments:
         return _Rows(index, mean, count, square, low, high, drive)
 
     def _sum_up(self) -> None:
-        """Take the waiting samples in."""
+        """Add the waiting samples to the moments and the top samples."""
         if not self._waiting:
             return
         index = np.concatenate([rows.index for rows in self._waiting])
@@ -140,7 +153,17 @@ class ActivityMoments:
         self._top = new if self._top is None else _best(new, self._top)
 
     def _merge(self, count: float, mean: np.ndarray, square: np.ndarray, ends: np.ndarray) -> None:
-        """Moments of two parts together (Chan, Golub and LeVeque, 1979)."""
+        """Merge the moments of other samples into these.
+
+        Args:
+            count: number of positions.
+            mean: mean of each channel.
+            square: sum of squared distances from the mean.
+            ends: smallest and largest value of each channel, (end, channel).
+
+        References:
+            Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+        """
         if not self._count:
             self._count, self._mean, self._square, self._ends = count, mean, square, ends
             return
@@ -152,11 +175,11 @@ class ActivityMoments:
         self._count = total
 
     def activity(self, site: str, processes: Processes) -> SiteActivity | None:
-        """Return what all processes have seen; None where no finite activations were seen.
+        """Merge the activations of all processes; return None if none of them were finite.
 
         Args:
-            site: in words.
-            processes: those that have added.
+            site: the site in words.
+            processes: those that have added batches.
         """
         self._sum_up()
         name = "" if self._nonlinearity is None else self._nonlinearity.name
@@ -188,24 +211,32 @@ class ActivityMoments:
 def _largest(
     values: Float[np.ndarray, "neuron sample"], numbers: Int[np.ndarray, " sample"]
 ) -> tuple[Float[np.ndarray, "neuron top"], Int[np.ndarray, "neuron top"]]:
-    """The largest values of each neuron and whose they are, samples by number; of equal ones the smaller numbers."""
+    """Find the largest values of each neuron, and their samples; among equal ones those with the smaller numbers.
+
+    Args:
+        values: one per neuron and sample.
+        numbers: of the samples, ascending.
+
+    Returns:
+        Values, largest first, and sample numbers; -inf and -1 where there are fewer samples.
+    """
     left = values.copy()
     rows = np.arange(len(left))
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for _ in range(min(N_TOP, len(numbers))):  # faster than to sort all of them
-        place = left.argmax(1)  # the first one of equal ones
+    for _ in range(min(N_TOP, len(numbers))):  # a few searches are faster than sorting all samples
+        place = left.argmax(1)  # the first of equal values
         value = left[rows, place]
         found.append((value.astype(np.float64), np.where(np.isneginf(value), -1, numbers[place])))
         left[rows, place] = -np.inf
     missing = [(np.full(len(left), -np.inf), np.full(len(left), -1))] * (N_TOP - len(found))
-    top, whose = (np.stack(parts, 1) for parts in zip(*found, *missing, strict=True))
-    return top, whose
+    top, samples = (np.stack(parts, 1) for parts in zip(*found, *missing, strict=True))
+    return top, samples
 
 
 def _best(
     *parts: tuple[Float[np.ndarray, "neuron _"], Int[np.ndarray, "neuron _"]],
 ) -> tuple[Float[np.ndarray, "neuron top"], Int[np.ndarray, "neuron top"]]:
-    """The largest ones of several such outcomes."""
+    """Merge several outcomes of `_largest`: return the largest values among them, and their samples."""
     values, samples = (np.concatenate([part[which] for part in parts], axis=1) for which in range(2))
     order = np.lexsort((samples, -values), axis=1)[:, :N_TOP]
     return np.take_along_axis(values, order, 1), np.take_along_axis(samples, order, 1)

@@ -1,4 +1,4 @@
-"""How well scores agree: between the halves of a cluster, and between two epochs."""
+"""Measure how well scores agree: between the halves of a cluster, and between two epochs."""
 
 import math
 
@@ -11,16 +11,17 @@ from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.previous import PreviousMeasurement
 
 TOP_SHARE = 0.1
+"""Share of the neurons whose overlap is measured."""
 
 
 def reliability(
     half_mean: Float[np.ndarray, "half cluster neuron"], count: Int[np.ndarray, "half cluster"]
 ) -> Reliability:
-    """How well the halves agree.
+    """Measure how well the importances from the two halves of each cluster agree.
 
     Args:
-        half_mean: importances of each half.
-        count: samples that they are means of.
+        half_mean: mean score on each half.
+        count: number of samples in each half.
     """
     k = _top(half_mean.shape[-1])
     split_half, overlap = [], []
@@ -34,19 +35,22 @@ def reliability(
     return Reliability(np.array(split_half, float), k, np.array(overlap, float), chance, np.array(needed, float))
 
 
-def drift(one: Importance, before: PreviousMeasurement) -> Drift | None:
-    """How importances have changed, cluster by cluster of the same identity; None where there were none.
+def drift(importance: Importance, before: PreviousMeasurement) -> Drift | None:
+    """Measure how importances have changed since the measurement before, for each cluster of the same identity.
 
     Args:
-        one: now.
+        importance: the importance of this measurement.
         before: the measurement before.
+
+    Returns:
+        Correlation and overlap of each cluster, NaN for new ones; None if the score was not measured before.
     """
-    now, then = one.mean, before.means.get((one.site, one.attribution))
+    now, then = importance.mean, before.means.get((importance.site, importance.attribution))
     if then is None:
         return None
     row_of = {cluster: row for row, cluster in enumerate(before.ids.tolist())}
     correlation, overlap = np.full((2, len(now)), np.nan)
-    for row, cluster in enumerate(one.cluster_ids.tolist()):
+    for row, cluster in enumerate(importance.cluster_ids.tolist()):
         if cluster in row_of and now.shape[1] == then.shape[1]:
             pair = now[row], then[row_of[cluster]]
             correlation[row] = statistics.rank_correlation(*pair)
@@ -55,4 +59,5 @@ def drift(one: Importance, before: PreviousMeasurement) -> Drift | None:
 
 
 def _top(n_neurons: int) -> int:
+    """Return the number of top neurons: a tenth of all, rounded up."""
     return max(1, math.ceil(TOP_SHARE * n_neurons - 1e-9))

@@ -1,4 +1,4 @@
-"""Moments of per-sample values, per cell (one half of one cluster) and neuron, streamed over batches."""
+"""Stream per-sample scores into moments per cell (one half of one cluster) and neuron."""
 
 from dataclasses import dataclass
 
@@ -22,25 +22,33 @@ class Cells:
         self.rows: dict[tuple[int, int], int] = {}
 
     def of(self, cluster: Int[np.ndarray, " sample"], half: Int[np.ndarray, " sample"]) -> Int[Tensor, " sample"]:
-        """Return each sample's row; -1 for samples in no cluster (those below 0)."""
+        """Return the row of each sample's cell; new cells get new rows.
+
+        Args:
+            cluster: cluster of each sample; below 0: in none.
+            half: half of each sample.
+
+        Returns:
+            Rows; -1 for samples in no cluster.
+        """
         pairs = zip(half.tolist(), cluster.tolist(), strict=True)
         return torch.tensor([-1 if pair[1] < 0 else self.rows.setdefault(pair, len(self.rows)) for pair in pairs])
 
 
 @dataclass(frozen=True)
 class CellMeans:
-    """Hold the moments of each cell, over all processes.
+    """Hold the moments of each cell, over all processes; NaN for empty cells.
 
     Attributes:
         count: number of samples.
-        mean: mean attribution.
-        abs_mean: mean of its absolute value.
-        square_mean: mean of its square.
+        mean: mean score.
+        abs_mean: mean absolute score.
+        square_mean: mean squared score.
         deviation: mean |activation - baseline|.
-        first_order: mean effect to first order; None where it was not added.
-        effective_samples: (sum of s)^2 / sum of s^2 over a cluster's samples, s being a sample's sum of |attribution|:
-            by how many samples the scores would be carried if each had the same weight (Kish's effective sample size).
-        left_out: number of samples that were left out, as they were not finite.
+        first_order: mean effect of removal to first order; None where it was not added.
+        effective_samples: (sum of s)^2 / sum of s^2 over a cluster's samples, where s is a sample's sum of |score|: the
+            number of samples of equal weight that would carry as much (Kish's effective sample size).
+        left_out: number of samples that were left out because a score was not finite.
     """
 
     count: Int[np.ndarray, "half cluster"]
@@ -54,15 +62,15 @@ class CellMeans:
 
 
 class CellMoments:
-    """Sum per-sample values, their absolute values and squares, per cell, in float64.
+    """Sum per-sample scores, their absolute values and squares, per cell, in float64.
 
     Its size depends on the numbers of clusters and neurons, not on that of samples.
 
     Attributes:
-        non_finite: number of samples that were left out.
+        non_finite: number of samples that were left out because a score was not finite.
 
     Args:
-        cells: the rows, shared by the moments of all sites and scores.
+        cells: rows of the cells, shared by the moments of all sites and scores.
     """
 
     def __init__(self, cells: Cells) -> None:
@@ -82,7 +90,7 @@ class CellMoments:
         """Add a batch; samples with a value that is not finite are counted and left out.
 
         Args:
-            values: attribution of each neuron.
+            values: score of each neuron.
             deviation: |activation - baseline| of each neuron.
             rows: from `Cells.of`, for this batch.
             first_order: effect of removing each neuron to first order, where it is known; may be `values` themselves.
@@ -93,7 +101,7 @@ class CellMoments:
         parts = [values, deviation, *([] if first_order is None or self._same else [first_order])]
         sums, sizes = self._batch_sums(parts, rows)
         if not np.isfinite(sums).all():
-            # what the effects are has no say in which samples count
+            # effects that are not finite must not decide which samples count
             finite = (values.isfinite().all(1) & deviation.isfinite().all(1)).cpu()
             unknown = rows[:0] if len(parts) < 3 else rows[(finite & ~parts[2].isfinite().all(1).cpu()) & (rows >= 0)]
             self.non_finite += int(((rows >= 0) & ~finite).sum())
@@ -119,8 +127,18 @@ class CellMoments:
     def _batch_sums(
         self, parts: list[Tensor], rows: Tensor
     ) -> tuple[Float[np.ndarray, "cell moment neuron"], Float[np.ndarray, "cell 2"]]:
-        # summed where they are, and by torch: NumPy's BLAS has threads of its own, and they would fight with torch's.
-        # Apple's GPUs have no float64: there a batch is summed in float32, and the batches on the host
+        """Sum a batch over the samples of each cell.
+
+        Args:
+            parts: scores, deviations and, where they differ from the scores, effects to first order.
+            rows: row of each sample's cell; -1: in none.
+
+        Returns:
+            Sums of scores, their absolute values, their squares and the other parts; and sums of the samples' sizes and
+            of their squares, a sample's size being its sum of |score|.
+        """
+        # summed on the device by torch: NumPy's BLAS has threads of its own, which would compete with torch's.
+        # Apple's GPUs have no float64: there a batch is summed in float32, and the batches are summed on the host
         dtype = torch.float32 if parts[0].device.type == "mps" else torch.float64
         weights = (torch.arange(len(self._cells.rows))[:, None] == rows).to(parts[0].device, dtype)
         values, *others = (part.to(dtype) for part in parts)
@@ -138,8 +156,8 @@ class CellMoments:
 
         Args:
             ids: clusters of the rows.
-            n_neurons: at the site (a process without samples does not know).
-            processes: those that have added.
+            n_neurons: number of neurons at the site (a process without samples does not know it).
+            processes: those that have added batches.
         """
         mine = (self._cells.rows, self._count, self._sums, self._sizes, self.non_finite, self._same)
         shares = processes.gather(mine)
@@ -151,7 +169,7 @@ class CellMoments:
             left_out += non_finite
             for (half, cluster), row in rows.items():
                 if row >= len(counts):
-                    continue  # in batches that did not reach this site
+                    continue  # the cell appeared only in batches that did not reach this site
                 count[half, place[cluster]] += counts[row]
                 sums[:, half, place[cluster]] += moments[row]
                 sizes[:, place[cluster]] += squares[row]

@@ -1,4 +1,4 @@
-"""The importance pass: attributions of all sites on every batch, streamed into moments per cell."""
+"""Make the importance pass: score all sites on every batch, and stream the scores into moments per cell."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -37,14 +37,14 @@ class ScoreRequest:
     """Say what the importance pass computes.
 
     Attributes:
-        sites: by their text.
+        sites: the sites by their text.
         attributions: the scores.
-        target: the scalar that is explained.
-        target_class: class whose target it is.
+        target: the scalar that is explained per sample.
+        target_class: class whose target is explained.
         removal_of: gives the removal at a site from its text, the axis of its channels and their number.
         seed: of scores that draw random numbers.
         donors: for the baseline "resample"; None for all others.
-        details: whether activations and effects to first order are kept too, for the results and their findings.
+        details: whether activations and effects to first order are kept as well, for the results and their findings.
     """
 
     sites: Mapping[str, Site]
@@ -67,12 +67,12 @@ class Scores:
     """Hold what the importance pass found.
 
     Attributes:
-        samples: of all processes, with clusters and halves.
-        moments: per site and attribution, of this process.
-        removals: per site.
-        activities: what the activations of each site are like; empty without details.
-        skipped: why optional sites were skipped.
-        remarks: what a reader should know about padding, per site.
+        samples: the samples of all processes, with clusters and halves.
+        moments: moments of this process by site and attribution.
+        removals: the removal at each site.
+        activities: summary of the activations of each site; empty without details.
+        skipped: why optional sites were skipped, by site.
+        remarks: what a reader should know about padding, by site.
     """
 
     samples: SampleTable
@@ -88,8 +88,8 @@ class _Gradients:
     """Hold the gradients of one batch.
 
     Attributes:
-        of: gradient of each sample's own target (of the margin, where the target is a function of it) at each site.
-        factor: what to multiply each sample's gradient with to get the target's; None: nothing.
+        of: gradient of each sample's own target (of the margin, if the target is a function of it) at each site.
+        factor: what turns each sample's gradient into that of the target when multiplied; None: it is that already.
     """
 
     of: dict[str, Tensor]
@@ -101,7 +101,7 @@ class ImportancePass:
 
     Args:
         subject: model and samples.
-        request: what is computed.
+        request: what to compute.
     """
 
     def __init__(self, subject: Subject, request: ScoreRequest) -> None:
@@ -119,7 +119,7 @@ class ImportancePass:
         self._remarks: dict[str, str] = {}
 
     def run(self, assignment: Assignment, embedding: EmbeddingReader | None = None) -> Scores:
-        """Make the pass.
+        """Run the model over all batches, and score the neurons.
 
         Args:
             assignment: gives samples their clusters and halves.
@@ -140,6 +140,12 @@ class ImportancePass:
         return self._gathered(tables)
 
     def _score_batch(self, walked: WalkedBatch, rows: Int[Tensor, " sample"]) -> None:
+        """Score the neurons of all sites on one batch.
+
+        Args:
+            walked: the batch and the model's prediction.
+            rows: row of each sample's cell; -1: in none.
+        """
         outputs = dict(self._cache.outputs)
         gradients = self._gradients(walked, outputs) if self.request.gradients else _Gradients({})
         removals = self._batch_removals(walked, outputs)
@@ -156,6 +162,14 @@ class ImportancePass:
     def _score_site(
         self, name: str, batch: SiteBatch, factor: Float[Tensor, " sample"] | None, rows: Int[Tensor, " sample"]
     ) -> None:
+        """Compute all attributions of one site on one batch, and add them to the moments.
+
+        Args:
+            name: of the site.
+            batch: its activations and gradients.
+            factor: as in `_Gradients`.
+            rows: row of each sample's cell; -1: in none.
+        """
         request, first_order = self.request, None
         if request.details:
             self._activities[name].add(batch.activation, batch.positions, batch.index, batch.deviation)
@@ -171,9 +185,10 @@ class ImportancePass:
             self._moments[name, attribution.name].add(scores, deviation, rows, first_order)
 
     def _gradients(self, walked: WalkedBatch, outputs: dict[str, Tensor]) -> _Gradients:
-        """Compute the gradient of each sample's own target at each site (their sum's: samples are independent).
+        """Compute the gradient of each sample's own target at each site.
 
-        For targets that are functions of the margin it is the margin's, with the factor that makes it the target's.
+        That is the gradient of their sum, as samples are independent. If the target is a function of the margin, the
+        margin's gradient is taken, and the factor that turns it into the target's.
         """
         logits, target = walked.prediction.logits, self.request.target
         precise = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
@@ -182,7 +197,7 @@ class ImportancePass:
         if not total.requires_grad:
             raise InvalidArgument(
                 "the model's outputs carry no gradient to any of the layers: its forward pass, or forward_fn, detaches "
-                "them or runs under torch.no_grad(); use attribution='activation', or let it build its graph"
+                "them or runs under torch.no_grad(); remove that, or use attribution='activation'"
             )
         if self.request.details and not self._next.keys() >= outputs.keys():
             self._next |= followed_by(total, outputs)
@@ -194,7 +209,7 @@ class ImportancePass:
         return _Gradients(of, None if target.kind == "margin" else factor)
 
     def _batch_removals(self, walked: WalkedBatch, outputs: dict[str, Tensor]) -> dict[str, BatchRemoval]:
-        """Find the positions at which neurons are removed, and what other samples donate (by one pass more)."""
+        """Find the positions at which neurons are removed, and run the donors of a resampled baseline."""
         tokens, axes, sites = walked.prediction.tokens, self._cache.axes, self.request.sites
         positions = {
             name: chosen_positions(sites[name], output, axes[name], tokens) for name, output in outputs.items()
@@ -218,7 +233,7 @@ class ImportancePass:
             }
 
     def _remark(self, name: str, output: Tensor, positions: Tensor | None, tokens: Tensor | None) -> None:
-        """Note what a reader should know about padding at a site."""
+        """Note what a reader should know about padding and positions at a site."""
         where, site = token_axis(output.ndim, self._cache.axes[name]), self.request.sites[name]
         if tokens is not None and where is not None and output.shape[where] != tokens.shape[1] and not tokens.all():
             self._remarks.setdefault(
@@ -234,8 +249,9 @@ class ImportancePass:
     def _site_batch(
         self, name: str, output: Tensor, gradient: Tensor | None, batch_removal: BatchRemoval, suffix: SuffixTarget
     ) -> SiteBatch:
+        """Collect what attributions see of one site and one batch, at least in float32."""
         removal = self._recorders[name].removal
-        dtype = torch.promote_types(output.dtype, torch.float32)  # products of half precisions would lose digits
+        dtype = torch.promote_types(output.dtype, torch.float32)  # products in half precision would lose digits
         activation = output.detach().to(dtype)
         if gradient is not None:
             gradient = gradient.to(dtype)
@@ -254,7 +270,11 @@ class ImportancePass:
         )
 
     def _gathered(self, tables: list[SampleTable]) -> Scores:
-        """Merge with what other processes found."""
+        """Merge the scores of all processes.
+
+        Args:
+            tables: this process's samples, batch by batch.
+        """
         request, processes = self.request, self.subject.processes
         mine = {
             name: (recorder.removal.axis, len(recorder.removal.baseline_value))

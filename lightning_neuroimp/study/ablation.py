@@ -1,4 +1,4 @@
-"""ablation_faithfulness(): does removing the important neurons hurt more than removing random ones?"""
+"""Check importances by ablation: does removing the important neurons hurt more than removing random ones?"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +12,7 @@ from jaxtyping import Int
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from lightning_neuroimp.ablation.early_stopping import rounds
 from lightning_neuroimp.ablation.greedy import greedy_orders
 from lightning_neuroimp.ablation.judge import LDS_FRACTION, Judge, RandomControl
 from lightning_neuroimp.ablation.orders import choose_samples, plan_orders
@@ -30,7 +31,7 @@ from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness, Sp
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
-from lightning_neuroimp.statistics import false_discovery, points, rounds
+from lightning_neuroimp.statistics import false_discovery, points
 from lightning_neuroimp.study.probing import draw_again
 from lightning_neuroimp.study.same_model import random_states, require_same_model, same_states
 
@@ -48,14 +49,14 @@ def ablation_faithfulness(
 ) -> Results:
     """Check importances by ablation: does removing the top neurons hurt more than removing random ones?
 
-    Neurons are ranked on one half of each cluster and removed on the other, both ways, by the very removal that the
-    results were computed for. The random control shares one order per draw between all clusters and halves.
+    Neurons are ranked on one half of each cluster and removed on the other, both ways, with the same removal as in the
+    results. The random control shares one order per draw between all clusters and halves.
 
     Args:
-        model: the one that the results are of. Left as it was found.
+        model: the model that the results are of. Left as it was found.
         batches: the same loader or `ProbeSet` as in `neuron_importance`; a loader must give the same order again.
-        results: its outcome.
-        settings: what is measured.
+        results: from `neuron_importance`.
+        settings: of the check; None: the defaults.
         forward_fn: as in `neuron_importance`.
         batch_size: as in `neuron_importance`.
         gather: as in `neuron_importance`.
@@ -81,23 +82,29 @@ def ablation_faithfulness(
     with undisturbed(model):
         probe = draw_again(batches, results, processes)
         subject = Subject(model, probe, forward_fn, batch_size, processes, resolve_progress(progress))
-        checked = measure_faithfulness(subject, results, settings)
+        checked = measure_faithfulness(subject, results, settings, verify=True)
     return checked.replace(findings=diagnose(checked))
 
 
-def measure_faithfulness(subject: Subject, results: Results, settings: AblationFaithfulness) -> Results:
-    """Check results by ablation, inside `undisturbed`; findings are not made here.
+def measure_faithfulness(
+    subject: Subject, results: Results, settings: AblationFaithfulness, *, verify: bool = False
+) -> Results:
+    """Check results by ablation, inside `undisturbed`; leave findings to the caller.
 
     Args:
         subject: the model and all samples that the results are of.
         results: of the importance pass.
         settings: what is measured.
+        verify: whether to compare the model's predictions with those in the results; not needed if it is known to be
+            the same model.
 
     Raises:
         InvalidArgument: if the model does not give the predictions that the results hold.
     """
-    check = _Check(subject, results, settings)
-    by_site = {site: [one for one in results.importances if one.site == site] for site in results.sites}
+    check = _Check(subject, results, settings, verify=verify)
+    by_site = {
+        site: [importance for importance in results.importances if importance.site == site] for site in results.sites
+    }
     judged: dict[tuple[str, str], Faithfulness] = {}
     notes: list[str] = []
     comparisons: list[Comparison] = []
@@ -107,7 +114,10 @@ def measure_faithfulness(subject: Subject, results: Results, settings: AblationF
             judged |= {(site, name): found for name, found in outcome.judged.items()}
             comparisons += outcome.comparisons
             notes += outcome.notes
-    importances = [replace(one, faithfulness=judged[one.site, one.attribution]) for one in results.importances]
+    importances = [
+        replace(importance, faithfulness=judged[importance.site, importance.attribution])
+        for importance in results.importances
+    ]
     return results.replace(
         importances=tuple(_with_discoveries(importances)),
         seconds={**results.seconds, **subject.seconds},
@@ -118,7 +128,13 @@ def measure_faithfulness(subject: Subject, results: Results, settings: AblationF
 
 @dataclass(frozen=True)
 class _SiteOutcome:
-    """Hold what the check of one site found, per attribution."""
+    """Hold what the check of one site found.
+
+    Attributes:
+        judged: the faithfulness of each attribution, by its name.
+        comparisons: of every pair of attributions.
+        notes: what a reader should know of the check.
+    """
 
     judged: dict[str, Faithfulness]
     comparisons: list[Comparison]
@@ -126,16 +142,17 @@ class _SiteOutcome:
 
 
 class _Check:
-    """Check the importances of one site after the other on the same samples.
+    """Check the importances of sites, one site after the other, on the same samples.
 
     Args:
         subject: the model and all samples that the results are of.
         results: of the importance pass.
         settings: what is measured.
+        verify: whether to compare the model's predictions with those in the results.
     """
 
-    def __init__(self, subject: Subject, results: Results, settings: AblationFaithfulness) -> None:
-        self.subject, self.results, self.settings = subject, results, settings
+    def __init__(self, subject: Subject, results: Results, settings: AblationFaithfulness, *, verify: bool) -> None:
+        self.subject, self.results, self.settings, self._verify = subject, results, settings, verify
         chosen = choose_samples(results, settings.max_samples)
         self._index = results.sample_index[chosen]
         cluster = rows_of(results.clusters.ids, results.sample_cluster[chosen])
@@ -145,7 +162,11 @@ class _Check:
 
     @contextmanager
     def progress(self, sites: Sequence[Sequence[Importance]]) -> Iterator[None]:
-        """Show one progress bar for the passes at all sites, and add their duration to the subject's seconds."""
+        """Show one progress bar for the passes at all sites, and add their duration to the subject's seconds.
+
+        Args:
+            sites: the importances at each site.
+        """
         passes = self._part.count_batches() * sum(
             self.settings.forward_passes(len(importances), importances[0].removal.n_neurons) for importances in sites
         )
@@ -155,19 +176,23 @@ class _Check:
         self.subject.seconds["faithfulness"] = time.perf_counter() - start
 
     def site(self, importances: Sequence[Importance]) -> _SiteOutcome:
-        """Check the rankings of one site."""
+        """Check the rankings of one site.
+
+        Args:
+            importances: all attributions at the site.
+        """
         removal, results = importances[0].removal, self.results
         donors = self.subject.donors(removal.baseline, results.seed)
         recorder = self.subject.recorder(removal, donors)
         judge = self._judge(importances, recorder)
-        # NumPy's BLAS has threads of its own, which would go on waiting for work beside torch's
+        # NumPy's BLAS has threads of its own, which would busily wait for work and slow torch's threads down
         with threadpool_limits(1, "blas"):
-            judged = {one.attribution: judge.faithfulness(place) for place, one in enumerate(importances)}
+            judged = {importance.attribution: judge.faithfulness(place) for place, importance in enumerate(importances)}
             comparisons = judge.comparisons()
         if self.settings.specificity:
-            for one in importances:
-                found = self._specificity(one, recorder)
-                judged[one.attribution] = replace(judged[one.attribution], specificity=found)
+            for importance in importances:
+                found, name = self._specificity(importance, recorder), importance.attribution
+                judged[name] = replace(judged[name], specificity=found)
         notes = []
         if recorder.reason is not None:
             notes.append(f"{removal.site}: each ablation ran the whole network, because {recorder.reason}")
@@ -180,15 +205,17 @@ class _Check:
         return _SiteOutcome(judged, comparisons, notes)
 
     def _batches(self) -> Iterator[CellBatch]:
+        """Yield this process's batches of the ablated samples, with their numbers and cells."""
         for batch, index in self._part.batches():
             yield batch, index, self._cell[rows_of(self._index, index)]
 
     def _ablate(self, recorder: SuffixRecorder, orders: Sequence[np.ndarray], removed: np.ndarray) -> Outcomes:
+        """Remove neurons in given orders from all ablated samples."""
         processes = self.subject.processes
         return ablate_orders(recorder, self._batches(), orders, removed, processes=processes, tick=self._tick)
 
     def _judge(self, importances: Sequence[Importance], recorder: SuffixRecorder) -> Judge:
-        """Ablate the rankings and the first random orders, then rounds of more until all is decided."""
+        """Ablate the rankings and the first random orders, then more rounds of these until all verdicts are decided."""
         removal, settings, results = importances[0].removal, self.settings, self.results
         removed = points(settings.fractions, removal.n_neurons)
         seed = (results.seed, crc32(removal.where.key.encode()))
@@ -210,9 +237,15 @@ class _Check:
     def _first_round(
         self, recorder: SuffixRecorder, orders: Sequence[np.ndarray], removed: np.ndarray
     ) -> tuple[Outcomes, int]:
+        """Ablate the first orders, and compare the model with the results if asked for.
+
+        Returns:
+            The outcomes, and the number of random orders among the orders.
+        """
         before = random_states()
         outcomes = self._ablate(recorder, orders, removed)
-        if same_states(before, random_states()):  # a model that draws random numbers says something else each time
+        # a model that draws random numbers gives other predictions each time: nothing can be compared
+        if self._verify and same_states(before, random_states()):
             require_same_model(self.subject.model, self.results, outcomes)
         return outcomes, MIN_RANDOM
 
@@ -222,6 +255,7 @@ class _Check:
         return None if group is None else group[rows_of(self.results.sample_index, outcomes.sample)]
 
     def _specificity(self, importance: Importance, recorder: SuffixRecorder) -> Specificity:
+        """Remove each cluster's top tenth of the neurons from all clusters, and judge the difference."""
         results = self.results
         removed = points([LDS_FRACTION], importance.removal.n_neurons)
         outcomes = self._ablate(recorder, specificity_orders(importance), removed)
@@ -232,11 +266,11 @@ class _Check:
 
 
 def _with_discoveries(importances: Sequence[Importance]) -> list[Importance]:
-    """Add false discovery rates over all clusters, sites and attributions together."""
-    judged = [one.faithfulness for one in importances if one.faithfulness is not None]
-    q_values = false_discovery(np.concatenate([one.p_value[:-1] for one in judged]))
-    parts = np.split(q_values, np.cumsum([len(one.p_value) - 1 for one in judged])[:-1])
+    """Add false discovery rates, computed over all clusters, sites and attributions together."""
+    judged = [importance.faithfulness for importance in importances if importance.faithfulness is not None]
+    q_values = false_discovery(np.concatenate([faithfulness.p_value[:-1] for faithfulness in judged]))
+    parts = np.split(q_values, np.cumsum([len(faithfulness.p_value) - 1 for faithfulness in judged])[:-1])
     return [
-        replace(one, faithfulness=replace(found, q_value=np.append(part, np.nan)))
-        for one, found, part in zip(importances, judged, parts, strict=True)
+        replace(importance, faithfulness=replace(faithfulness, q_value=np.append(part, np.nan)))
+        for importance, faithfulness, part in zip(importances, judged, parts, strict=True)
     ]

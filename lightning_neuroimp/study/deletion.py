@@ -1,4 +1,4 @@
-"""deletion_curve(): what is left when a layer's neurons are removed in an order of the user's own."""
+"""Measure the deletion curve of a user's own order of a layer's neurons."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -42,20 +42,23 @@ def deletion_curve(
 ) -> DeletionCurve:
     """Measure the accuracy and margin left when a layer's neurons are removed in a given order.
 
-    To judge a ranking, compare with random orders, and take other samples than those it was made from, as
-    `ablation_faithfulness` does.
+    To judge a ranking, compare with random orders on other samples than it was made from, as `ablation_faithfulness`
+    does.
 
     Args:
         model: a classifier. Left as it was found.
         batches: a loader, from which a probe set is drawn, or a `ProbeSet`.
-        ranking: every neuron's number once, first removed first; the reverse gives a least-important-first curve.
-        layer: whose neurons.
+        ranking: number of every neuron once, first removed first; the reverse gives a least-important-first curve.
+        layer: name or `Site` of the layer whose neurons are removed.
         fractions: shares of the neurons to remove, each rounded up, without repeats.
         baseline: what a removed neuron is set to: "zero", "mean" over the probe set, "resample", or a number.
         forward_fn: as in `neuron_importance`.
         max_samples: upper bound on the number of samples in the probe set.
         batch_size: as in `neuron_importance`.
         seed: of the probe set.
+
+    Returns:
+        Accuracy, and mean margin in logits, with all neurons and at each number of removed ones.
 
     Raises:
         InvalidArgument: if the ranking does not hold each neuron once, or for what `neuron_importance` refuses.
@@ -70,7 +73,8 @@ def deletion_curve(
     seed = _validate.integer("seed", seed, least=0, most=2**32 - 1)
     sites = find_sites(model, layer)
     if len(sites) > 1:
-        raise InvalidArgument(f"layer must be one layer, got {', '.join(map(str, sites))}")
+        names = ", ".join(map(str, sites[:4]))
+        raise InvalidArgument(f"layer must name one layer, got {len(sites)}: {names}; pass one of them")
     order = np.asarray(ranking, np.int64).reshape(-1)
     with undisturbed(model):
         probe = draw_probe(batches, max_samples=max_samples, max_bytes=2**62, seed=seed)
@@ -91,7 +95,7 @@ def deletion_curve(
 
 
 def _removal(subject: Subject, site: Site, baseline: Baseline) -> Removal:
-    """Return the removal at a site: its axis and size are those of the first batch, its means those of all."""
+    """Return the removal at a site, with the axis and size seen on the first batch, and the means over all."""
     cache = ActivationCache([site], gradients=False)
     batch, index = next(iter(subject.batches()))
     with torch.no_grad(), cache.attach(subject.model):
@@ -103,12 +107,13 @@ def _removal(subject: Subject, site: Site, baseline: Baseline) -> Removal:
     return Removal(site, axis, baseline.kind, baseline.channels(name, n_channels, means), "margin")
 
 
-def _require_each_once(order: Int[np.ndarray, " given"], removal: Removal) -> None:
+def _require_each_once(order: Int[np.ndarray, " number"], removal: Removal) -> None:
+    """Refuse an order that does not hold the number of each neuron once."""
     if np.array_equal(np.sort(order), np.arange(removal.n_neurons)):
         return
     different = len(set(order.tolist()))
     numbers = f", {different} different ones from {order.min()} to {order.max()}" if different else ""
     raise InvalidArgument(
         f"ranking must hold the number of each of the {removal.n_neurons} neurons of layer {removal.site!r} once, "
-        f"got {len(order)} numbers{numbers}"
+        f"got {len(order)} numbers{numbers}; np.argsort(-scores) gives such an order"
     )

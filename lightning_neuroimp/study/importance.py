@@ -1,4 +1,9 @@
-"""neuron_importance(): the importance of every neuron for every cluster, in six steps."""
+"""Compute the importance of every neuron for every cluster, in six steps.
+
+Each step takes some of: `subject`, the model and its samples; `settings`, what is measured; `sites` by their text;
+`before`, the measurement before; `surveyed`, what the survey found; `clustered`, the clusters and halves; `embedding`,
+which reads embeddings; `scores`, from the importance pass; `ids`, of the clusters. None stands for a step not needed.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import nn
 
+from lightning_neuroimp import _validate
 from lightning_neuroimp.batches.probe import ProbeSet, Stratify
 from lightning_neuroimp.batches.processes import Gather, Processes, alone
 from lightning_neuroimp.batches.progress import Progress, resolve_progress
@@ -65,12 +71,12 @@ def neuron_importance(
     epoch: int = -1,
     step: int = -1,
 ) -> Results:
-    """Compute the importance of every neuron of some layers for every cluster of samples.
+    """Compute the importance of every neuron of the given layers for every cluster of samples.
 
-    Takes one forward and one backward pass per batch of the probe set for all layers and attributions together. One
-    forward pass is made before it where KMeans needs embeddings, where the baseline is the mean, or where samples have
-    several shapes or are spread over processes (the halves of the clusters must not depend on that); one more forward
-    pass is made with it where the baseline is resampled.
+    Takes one forward and one backward pass per batch of the probe set for all layers and attributions together. A
+    forward pass is made before it if KMeans needs embeddings, if the baseline is the mean, or if samples have several
+    shapes or are spread over processes (the halves of the clusters must not depend on that); another one is made with
+    it if the baseline is resampled.
 
     Args:
         model: a classifier; called with the inputs of a batch, unless `forward_fn` is given. Left as it was found.
@@ -98,8 +104,8 @@ def neuron_importance(
         max_bytes: upper bound on the memory of the probe set on the host, per process.
         batch_size: number of samples in our passes; by default that of the loader.
         seed: of the probe set, KMeans and random rankings.
-        previous: the last epoch's results, whose cluster ids are kept if they are of the same samples.
-        gather: for several processes: passes an object, gets the list of all processes' objects in rank order.
+        previous: results of the measurement before, whose cluster ids are kept if they are of the same samples.
+        gather: for several processes: takes an object, returns the list of all processes' objects in rank order.
         progress: True for progress bars.
         epoch: recorded in the results.
         step: recorded in the results.
@@ -121,16 +127,16 @@ def neuron_importance(
     settings = ImportanceSettings(
         layers, clusters, attribution, target, target_class, baseline, classes, class_names, groups, seed
     )
-    find_sites(model, settings.layers)  # a wrong name is said before anything is drawn
+    find_sites(model, settings.layers)  # to refuse a wrong name before anything is drawn
     with undisturbed(model):
-        # drawn inside: to iterate over a DataLoader moves torch's random state
+        # drawn inside, as iterating over a DataLoader advances torch's random state
         probe = draw_probe(
             batches,
             max_samples=max_samples,
             max_bytes=max_bytes,
             seed=settings.seed,
             stratify=stratify,
-            # labels that only forward_fn knows cannot be told before
+            # labels that only forward_fn can tell are not known yet
             classes=settings.classes if forward_fn is None else None,
         )
         subject = Subject(model, probe, forward_fn, batch_size, Processes(gather), resolve_progress(progress))
@@ -145,12 +151,12 @@ def measure_importance(
     epoch: int = -1,
     step: int = -1,
 ) -> Results:
-    """Measure importance in six steps, inside `undisturbed`; findings are not made here.
+    """Measure importance in six steps, inside `undisturbed`; leave findings to the caller.
 
     Args:
         subject: model and samples.
-        settings: what is measured.
-        previous: the measurement before.
+        settings: of the measurement.
+        previous: the measurement before; None: there was none.
         epoch: recorded in the results.
         step: recorded in the results.
 
@@ -169,7 +175,7 @@ def measure_importance(
 
 
 def match_previous(subject: Subject, previous: Results | PreviousMeasurement | None) -> PreviousMeasurement | None:
-    """Return what is needed of the measurement before; None where it was of other samples."""
+    """Return what is needed of the measurement before; None if there was none, or it was of other samples."""
     before = PreviousMeasurement.of(previous) if isinstance(previous, Results) else previous
     same = before is not None and same_samples(subject.probe, before, subject.processes)
     return before if same else None
@@ -178,10 +184,10 @@ def match_previous(subject: Subject, previous: Results | PreviousMeasurement | N
 def survey_where_needed(
     subject: Subject, settings: ImportanceSettings, sites: dict[str, Site], embedding: EmbeddingReader
 ) -> Survey | None:
-    """Make the survey where embeddings, means or an order of all samples are needed before the importance pass."""
+    """Survey the samples if embeddings, means or an order of all samples are needed first; None if not."""
     averaged = settings.removed_to.kind == "mean"
-    # in one pass samples come by shape and by process: to be dealt to the halves in an order of their own, what is
-    # known of them must be known before
+    # a pass meets samples by shape and by process; to deal them to halves in an order that does not depend on these,
+    # clusters and correctness must be known before
     several_shapes = subject.processes.gather(len(subject.probe.stacks) > 1)
     scattered = settings.groups is None and (any(several_shapes) or len(several_shapes) > 1)
     if settings.kmeans is None and not averaged and not scattered:
@@ -197,12 +203,12 @@ def survey_where_needed(
 
 @dataclass(frozen=True, eq=False)
 class Clustered:
-    """Hold how samples are assigned to clusters and halves.
+    """Hold the assignment of samples to clusters and halves.
 
     Attributes:
         assignment: gives samples their clusters and halves.
-        naming: what is known of the clusters; names of classes follow once their ids are known.
-        groups: which samples must not be divided between halves; None: there are no groups.
+        naming: names and source of the clusters; names of classes are added once their ids are known.
+        groups: samples that must not be divided between halves; None: there are no groups.
     """
 
     assignment: Assignment
@@ -213,7 +219,7 @@ class Clustered:
 def assign_clusters(
     subject: Subject, settings: ImportanceSettings, surveyed: Survey | None, before: PreviousMeasurement | None
 ) -> Clustered:
-    """Find clusters where they do not follow from the classes, and deal halves where that must be done beforehand."""
+    """Find clusters, and deal halves, as far as this must be done before the importance pass."""
     names: dict[int, str] = {}
     local = history = groups = half = None
     if settings.kmeans is not None:
@@ -221,7 +227,7 @@ def assign_clusters(
         table = surveyed.samples
         assert table.embedding is not None
         number = settings.kmeans.assign(table.embedding, table.index, before, settings.seed)
-        # everybody takes the first process's clusters: the same code may round differently elsewhere
+        # all processes take the first one's clusters: the same code may round differently on another machine
         named, history = subject.processes.from_first(keep_identities(number, table.index, before)[::2])
         local = named[table.rows(subject.probe.index)]
     elif settings.class_clusters() is None:
@@ -267,11 +273,12 @@ def score_neurons(
     clustered: Clustered,
     embedding: EmbeddingReader,
 ) -> Scores:
-    """Make the importance pass."""
+    """Make the importance pass, with baselines that are means taken from the survey."""
     baseline, target = settings.removed_to, settings.explained
     means = {} if surveyed is None else surveyed.means
 
     def removal_of(site: str, axis: int, n_channels: int) -> Removal:
+        """Return the removal at a site, once its axis and number of channels are known."""
         value = baseline.channels(site, n_channels, means)
         where = replace(sites[site], optional=False)
         return Removal(where, axis, baseline.kind, value, target.name, settings.target_class, target.kind)
@@ -290,22 +297,27 @@ def collect_results(
     scores: Scores,
     before: PreviousMeasurement | None,
 ) -> Results:
-    """Aggregate the scores over cells, and collect all that is known."""
+    """Aggregate the scores over cells, and collect the results; `epoch` and `step` are left at -1.
+
+    Raises:
+        InvalidArgument: if no sample is in a cluster, or there are more than 20 clusters.
+        NonFiniteOutputs: if no sample has finite outputs.
+    """
     samples = scores.samples
     samples.require_finite()
     assert samples.cluster is not None
     assert samples.half is not None
     ids = np.unique(samples.cluster[samples.cluster >= 0])
     if not len(ids):
+        asked = "" if settings.classes is None else f", classes={_validate.shown(list(settings.classes), 60)}"
         raise InvalidArgument(
-            f"no probe sample is in a cluster: clusters={clustered.naming.source!r}"
-            + (f", classes={list(settings.classes)}" if settings.classes is not None else "")
-            + f", and the labels are {np.unique(samples.label).tolist()}"
+            f"no probe sample is in a cluster: clusters={clustered.naming.source!r}{asked}, and the labels are "
+            f"{_validate.shown(np.unique(samples.label).tolist(), 60)}; choose among these"
         )
     by_class = settings.class_clusters()
     naming = clustered.naming if by_class is None else replace(clustered.naming, names=by_class.names(ids))
     if settings.kmeans is None:
-        validate_count(len(ids))  # each process has seen its own only
+        validate_count(len(ids))  # while the batches came, each process counted its own only
     importances = aggregate(subject, settings, scores, ids, before)
     sample_group = None
     if clustered.groups is not None:
@@ -339,7 +351,7 @@ def aggregate(
     ids: Int[np.ndarray, " cluster"],
     before: PreviousMeasurement | None,
 ) -> tuple[Importance, ...]:
-    """Return the importance at each site for each attribution, with reliability and drift."""
+    """Average the scores over cells: return the importance at each site for each attribution."""
     found = []
     for site, removal in scores.removals.items():
         for attribution in settings.attributions:

@@ -1,4 +1,4 @@
-"""Notes: what was left out of a measurement or is missing in it, in words."""
+"""Write notes on what was left out of a measurement or is missing in it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,11 +21,11 @@ def importance_notes(
     """Yield what a reader of the results should know of the importance pass.
 
     Args:
-        settings: what was asked for.
-        scores: what the pass found.
-        importances: what became of it.
-        naming: of the clusters.
-        ids: of the clusters.
+        settings: of the measurement.
+        scores: from the importance pass.
+        importances: the importance at each site for each attribution.
+        naming: names of the clusters.
+        ids: ids of the clusters.
     """
     samples = scores.samples
     assert samples.cluster is not None

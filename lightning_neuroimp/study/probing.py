@@ -1,4 +1,4 @@
-"""The probe set of a study: drawn from a loader, or drawn again for results that were made before."""
+"""Draw the probe set of a study from a loader, or draw it again for results that were made before."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,10 +15,10 @@ def draw_probe(batches: Iterable[Any] | ProbeSet, **options: Any) -> ProbeSet:
 
     Args:
         batches: a loader or a probe set.
-        options: of `ProbeSet.from_batches`.
+        options: arguments of `ProbeSet.from_batches`.
 
     Raises:
-        InvalidArgument: if there is no batch, or its samples cannot be told apart.
+        InvalidArgument: if there is no batch, or a batch cannot be divided into samples.
     """
     return batches if isinstance(batches, ProbeSet) else ProbeSet.from_batches(batches, **options)
 
@@ -27,9 +27,9 @@ def draw_again(batches: Iterable[Any] | ProbeSet, results: Results, processes: P
     """Return the probe set that results are of.
 
     Args:
-        batches: the same loader or probe set as before.
-        results: made from it.
-        processes: each may hold a part of the samples.
+        batches: the loader or probe set that the results were made from.
+        results: from `neuron_importance`.
+        processes: those that share the samples.
 
     Raises:
         InvalidArgument: if the batches do not give these samples.
@@ -50,6 +50,12 @@ def draw_again(batches: Iterable[Any] | ProbeSet, results: Results, processes: P
 
 
 def same_samples(probe: ProbeSet, results: Results | PreviousMeasurement, processes: Processes) -> bool:
-    """Tell whether a probe set holds the samples of results: the same content under the same numbers."""
+    """Tell whether a probe set holds the samples of results: the same content under the same numbers.
+
+    Args:
+        probe: this process's part of the probe set.
+        results: results, or what a checkpoint keeps of them.
+        processes: those that share the samples.
+    """
     found = set(processes.chain(zip(probe.index.tolist(), probe.fingerprint.tolist(), strict=True)))
     return found == set(zip(results.sample_index.tolist(), results.sample_fingerprint.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""weight_randomisation(): scores that survive randomised weights do not depend on what the model has learned."""
+"""Compute importances with randomised weights: scores that survive do not depend on what the model has learned."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from lightning_neuroimp import statistics
+from lightning_neuroimp import _compat, statistics
 from lightning_neuroimp.batches.numbers import rows_of
 from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.batches.processes import Gather, Processes, alone
@@ -30,6 +30,7 @@ from lightning_neuroimp.site import OWN
 from lightning_neuroimp.study.probing import draw_again
 
 MAX_STAGES = 6
+"""Upper bound on the number of stages: each takes an importance pass."""
 
 Stage = list[tuple[str, nn.Module]]
 
@@ -56,11 +57,11 @@ def weight_randomisation(
     Takes the passes of `neuron_importance` once for each stage.
 
     Args:
-        model: the one that the results are of. Left as it was found; it must be possible to copy it.
+        model: the model that the results are of. Left as it was found; it must be possible to copy it.
         batches: the same loader or `ProbeSet` as in `neuron_importance`.
-        results: its outcome.
-        attribution: as in `neuron_importance`; by default those of the results, where all are built in.
-        target: as in `neuron_importance`; by default that of the results, where it is built in.
+        results: from `neuron_importance`.
+        attribution: as in `neuron_importance`; by default those of the results, if all are built in.
+        target: as in `neuron_importance`; by default that of the results, if it is built in.
         forward_fn: as in `neuron_importance`.
         batch_size: as in `neuron_importance`.
         seed: of the shuffling.
@@ -71,8 +72,8 @@ def weight_randomisation(
         The results, with `randomisations`.
 
     Raises:
-        InvalidArgument: if the model cannot be copied, an attribution or target of the user's own was not passed
-            again, or the batches do not give the samples that the results are of.
+        InvalidArgument: if the model cannot be copied, a custom attribution or target was not passed again, or the
+            batches do not give the samples that the results are of.
 
     References:
         Adebayo et al., "Sanity checks for saliency maps", 2018, cascading randomisation.
@@ -97,15 +98,15 @@ def same_functions(results: Results, attribution: Any, target: Any) -> tuple[tup
     """Return the attributions and the target that results were computed with.
 
     Args:
-        results: they know the built-in ones.
+        results: from `neuron_importance`; they bring back what is built in.
         attribution: what was passed; None: those of the results.
         target: what was passed; None: that of the results.
 
     Raises:
-        InvalidArgument: if one of the user's own is needed and was not passed again, or another one was.
+        InvalidArgument: if a custom one was not passed again, or another one was passed.
     """
     removal = results.importances[0].removal
-    own = [one.attribution for one in results.importances if one.attribution_kind == OWN]
+    own = [importance.attribution for importance in results.importances if importance.attribution_kind == OWN]
     if attribution is None and own:
         raise InvalidArgument(
             f"the results hold attributions of your own, {sorted(set(own))}, which their names do not bring back: pass "
@@ -118,41 +119,42 @@ def same_functions(results: Results, attribution: Any, target: Any) -> tuple[tup
         )
     attributions = resolve_attributions(results.attributions if attribution is None else attribution)
     explained = Target.of(removal.target if target is None else target)
-    kinds = {one.attribution: one.attribution_kind for one in results.importances}
-    for one in attributions:
-        if kinds.get(one.name, one.kind) != one.kind:
+    kinds = {importance.attribution: importance.attribution_kind for importance in results.importances}
+    for passed in attributions:
+        if kinds.get(passed.name, passed.kind) != passed.kind:
             raise InvalidArgument(
-                f"attribution {one.name!r} of the results is {_whose(kinds[one.name])}, and the one passed is "
-                f"{_whose(one.kind)}: pass the same as to neuron_importance"
+                f"attribution {passed.name!r} of the results is {_describe(kinds[passed.name])}, and the one passed is "
+                f"{_describe(passed.kind)}: pass the same as to neuron_importance"
             )
     if explained.kind != removal.target_kind:
         raise InvalidArgument(
-            f"the target of the results is {_whose(removal.target_kind)}, and the one passed is "
-            f"{_whose(explained.kind)}: pass the same as to neuron_importance"
+            f"the target of the results is {_describe(removal.target_kind)}, and the one passed is "
+            f"{_describe(explained.kind)}: pass the same as to neuron_importance"
         )
     return attributions, explained
 
 
-def _whose(kind: str) -> str:
+def _describe(kind: str) -> str:
+    """Say in words what an attribution or target of some kind is, for messages."""
     return "one of your own" if kind == OWN else f"the built-in {kind!r}"
 
 
 def measure_randomisation(
     subject: Subject, results: Results, attributions: tuple[Attribution, ...], target: Target, seed: int
 ) -> Results:
-    """Compute importances with randomised weights, inside `undisturbed`; findings are not made here.
+    """Compute importances with randomised weights, inside `undisturbed`; leave findings to the caller.
 
     Args:
         subject: the model and all samples that the results are of.
         results: of the importance pass.
-        attributions: those of the results.
-        target: that of the results.
+        attributions: the attributions of the results.
+        target: the target of the results.
         seed: of the shuffling.
 
     Raises:
         InvalidArgument: if the model cannot be copied.
     """
-    removals = {one.site: one.removal for one in results.importances}
+    removals = {importance.site: importance.removal for importance in results.importances}
     first = next(iter(removals.values()))
     request = ScoreRequest(
         {site: removal.where for site, removal in removals.items()},
@@ -186,7 +188,13 @@ def measure_randomisation(
 
 
 def _agreement(importance: Importance, count: np.ndarray, half_mean: np.ndarray) -> Float[np.ndarray, " cluster"]:
-    """Return the rank correlation of each cluster's importances with those computed with randomised weights."""
+    """Correlate the ranks of each cluster's importances with those computed with randomised weights.
+
+    Args:
+        importance: computed with the model's own weights.
+        count: number of samples in each cell.
+        half_mean: mean score in each cell, with randomised weights.
+    """
     weight = (count / np.maximum(count.sum(0), 1))[..., None]
     after = np.where(weight > 0, half_mean * weight, 0.0).sum(0)
     pairs = zip(importance.mean, after, strict=True)
@@ -194,20 +202,21 @@ def _agreement(importance: Importance, count: np.ndarray, half_mean: np.ndarray)
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    # a LightningModule knows its trainer, which knows everything
-    attached = [value for name, value in vars(model).items() if name in ("_trainer", "_fabric") and value is not None]
+    """Copy a model; refuse one that cannot be copied."""
+    # a LightningModule refers to its trainer, which refers to data, loggers and all else: that is shared, not copied
     try:
-        return copy.deepcopy(model, {id(value): value for value in attached})
+        return copy.deepcopy(model, {id(value): value for value in _compat.lightning_attachments(model)})
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:
         raise InvalidArgument(
-            f"the model cannot be copied, which randomised weights need: {type(error).__name__}: {error}"
+            f"the model cannot be copied, which randomised weights need: {type(error).__name__}: {str(error)[:120]}; "
+            "define __deepcopy__, or leave out the check by randomised weights"
         ) from error
 
 
 def _stages(model: nn.Module) -> list[Stage]:
-    """Group modules with weights of their own into at most six stages, the last ones first."""
+    """Group the modules that hold weights into at most six stages, the last modules first."""
     with_weights = [
         (name or "the model's own", module)
         for name, module in model.named_modules()
@@ -220,6 +229,7 @@ def _stages(model: nn.Module) -> list[Stage]:
 
 
 def _shuffle(stage: Stage, generator: torch.Generator) -> None:
+    """Shuffle the entries of every parameter of a stage's modules, in place."""
     with torch.no_grad():
         for _, module in stage:
             for parameter in module.parameters(recurse=False):

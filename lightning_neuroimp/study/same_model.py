@@ -1,6 +1,5 @@
 """Verify that a check is made with the model that the results are of."""
 
-import random
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,18 @@ from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.measurement import Results
 
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
-"""A margin differs where it is off by more than this share of (1 + its size); the second for half precisions."""
+"""Margins differ if they are apart by more than this share of (1 + their size); the second is for half precision."""
 
 FEW = 0.05
-"""Share of the samples whose margins may differ: where kernels round differently, ties fall the other way."""
+"""Share of the samples whose margins may differ: where kernels round differently, ties are decided differently."""
 
 
 def require_same_model(model: nn.Module, results: Results, outcomes: Outcomes) -> None:
     """Compare the intact margins of a check with those of the results.
 
     Args:
-        model: the one that is checked, for its precision.
-        results: they hold each sample's margin and prediction; those of older files do not, and pass.
+        model: the model of the check, for its precision.
+        results: with the margin and prediction of each sample; older files hold none, and pass.
         outcomes: of the check.
 
     Raises:
@@ -47,22 +46,25 @@ def require_same_model(model: nn.Module, results: Results, outcomes: Outcomes) -
 
 
 def random_states() -> list[Any]:
-    """Return the states of the generators that a forward pass may draw from, to be compared with `same_states`."""
+    """Return the states of the generators that tensors come from, to be compared with `same_states`.
+
+    Python's own is not among them: it also serves tools that merely look on, such as type checkers.
+    """
     legacy: Any = np.random.get_state()  # noqa: NPY002 (users, and libraries that they use, do)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [torch.random.get_rng_state(), *cuda, torch.from_numpy(legacy[1].astype(np.int64)), legacy[2:],
-            random.getstate()]  # fmt: skip
+    return [torch.random.get_rng_state(), *cuda, torch.from_numpy(legacy[1].astype(np.int64)), legacy[2:]]
 
 
 def same_states(before: list[Any], after: list[Any]) -> bool:
-    """Tell whether nothing was drawn in between."""
+    """Tell whether no random number was drawn between two calls of `random_states`."""
     return len(before) == len(after) and all(
-        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-        for one, other in zip(before, after, strict=True)
+        torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
+        for old, new in zip(before, after, strict=True)
     )
 
 
 def _is_half(model: nn.Module) -> bool:
+    """Tell whether a model runs in half precision, by its own tensors or under autocast."""
     half = (torch.bfloat16, torch.float16)
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device.type if tensors else "cpu"

@@ -1,4 +1,4 @@
-"""ImportanceSettings: the validated arguments of an importance measurement."""
+"""Validate the arguments of an importance measurement, for the function and the callback alike."""
 
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
@@ -20,19 +20,20 @@ MAX_SEED = 2**32 - 1
 class ImportanceSettings:
     """Validate what is measured: layers, clusters, scores, and what removal means.
 
-    The arguments are those of `neuron_importance`, which documents them; the attributes hold them as they are used.
+    The arguments are those of `neuron_importance`, which documents them; the attributes hold them in the form in which
+    they are used.
 
     Attributes:
         layers: names, globs or sites, as they were passed.
-        clusters: what groups the samples.
+        clusters: a name, a mapping, `KMeansClusters` or a callable, as it was passed.
         attributions: the scores.
         explained: the scalar that is explained per sample.
-        target_class: class whose target it is.
+        target_class: class whose target is explained.
         removed_to: what removed neurons are set to.
         classes: labels of the samples that may be in clusters; None: all.
         class_names: of all classes.
-        groups: gives samples that must not be divided between halves the same value; None: there are none.
-        seed: of KMeans, halves, donors and random scores.
+        groups: callable with one value for samples that must not be divided between halves; None: there are none.
+        seed: seed of KMeans, halves, donors and random scores.
 
     Raises:
         InvalidArgument: if an argument has no valid value; the message names what would work.
@@ -64,10 +65,10 @@ class ImportanceSettings:
         if self.groups is not None:
             _validate.function("groups", self.groups, "(batch) -> one integer or string per sample")
         self.seed = _validate.integer("seed", self.seed, least=0, most=MAX_SEED)
-        self.class_clusters()  # which refuses unknown names, and more groups than anyone can read
+        self.class_clusters()  # to refuse unknown names and too many groups at once
 
     def class_clusters(self) -> ClassClusters | None:
-        """Return how clusters follow from classes; None where they do not."""
+        """Return the rule by which clusters follow from classes; None if they do not."""
         if isinstance(self.clusters, str | Mapping):
             return ClassClusters(self.clusters, self.class_names)
         return None

@@ -1,4 +1,4 @@
-"""The survey: one forward pass before the importance pass, where something must be known first."""
+"""Survey the samples: one forward pass before the importance pass, where something must be known first."""
 
 from dataclasses import dataclass, field
 
@@ -23,9 +23,9 @@ class Survey:
     """Hold what is known of the samples before the importance pass.
 
     Attributes:
-        samples: of all processes, with embeddings and predictions.
-        means: mean activation of each channel per site, over samples, space and unpadded tokens of all processes;
-            empty where no means were asked for.
+        samples: the samples of all processes, with embeddings and predictions.
+        means: mean activation of each channel by site, over samples, space and unpadded tokens of all processes;
+            empty if no means were asked for.
     """
 
     samples: SampleTable
@@ -34,14 +34,25 @@ class Survey:
 
 @dataclass
 class _MeanActivations:
-    """Sum the activations of sites over batches."""
+    """Sum the activations of sites over batches.
+
+    Attributes:
+        sites: the sites by their text.
+        totals: sum over samples and positions for each channel, by site.
+        counts: number of samples and positions, by site.
+    """
 
     sites: dict[str, Site]
     totals: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, cache: ActivationCache, walked: WalkedBatch) -> None:
-        """Add a batch's captured activations; samples that are not finite are left out."""
+        """Add a batch's captured activations; samples that are not finite are left out.
+
+        Args:
+            cache: activations of the sites.
+            walked: the batch and the model's prediction.
+        """
         for name, output in cache.outputs.items():
             axis = cache.axes[name]
             positions = chosen_positions(self.sites[name], output, axis, walked.prediction.tokens)
@@ -54,7 +65,13 @@ class _MeanActivations:
             self.counts[name] = self.counts.get(name, 0) + count
 
     def means(self, subject: Subject) -> dict[str, np.ndarray]:
-        """Return the means over all processes.
+        """Compute the means over all processes.
+
+        Args:
+            subject: for its processes.
+
+        Returns:
+            Mean activation of each channel, by site.
 
         Raises:
             NonFiniteOutputs: if a site has no finite activations.
@@ -65,7 +82,10 @@ class _MeanActivations:
             total = np.sum([share[0][name] for share in shares if name in share[0]], axis=0)
             count = sum(share[1].get(name, 0) for share in shares)
             if not count:
-                raise NonFiniteOutputs(f"layer {name!r} has no sample with finite activations: it has no mean")
+                raise NonFiniteOutputs(
+                    f"layer {name!r} has no sample with finite activations: it has no mean; use baseline='zero', or "
+                    "look at the inputs and weights before it"
+                )
             found[name] = total / count
         return found
 
@@ -82,7 +102,7 @@ def survey(
 
     Args:
         subject: model and samples.
-        sites: those whose means are asked for, by their text; may be empty.
+        sites: sites whose means are asked for, by their text; may be empty.
         target_class: class whose target is explained.
         embedding: reads the samples' embeddings; None: none are read.
         embedding_required: whether a sample without an embedding is an error.

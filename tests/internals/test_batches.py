@@ -15,6 +15,7 @@ from lightning_neuroimp.batches.stacks import Room, Stack, host_rows
 from lightning_neuroimp.batches.structure import copied_to, fingerprint, to_device
 from lightning_neuroimp.capture.forward import forward_logits
 from lightning_neuroimp.capture.targets import margin
+from lightning_neuroimp.errors import InvalidArgument
 
 Pair = namedtuple("Pair", "image label")
 
@@ -452,6 +453,42 @@ def test_dataclass_batches_keep_their_kind():
     seen = [one for one, _ in ProbeSet.from_batches([batch] * 2).batches()]
     assert all(isinstance(one, Sampled) for one in seen)
     assert sum(len(one.target) for one in seen) == 8
+
+
+def test_parts_are_no_samples_where_their_number_happens_to_be_the_same():
+    Sizes = namedtuple("Sizes", "height width")
+    for batch in (
+        (Sampled(X[:2], Y[:2]), Sampled(X[2:], Y[2:])),
+        {"x": X[:2], "sizes": Sizes(3, 4), "shape": torch.Size([3, 4])},
+    ):
+        taken = next(ProbeSet.from_batches([batch]).batches())[0]
+        assert type(taken) is type(batch)
+        if isinstance(batch, tuple):
+            assert [type(part) for part in taken] == [Sampled, Sampled]
+            assert taken[0].image.shape == (2, 3)
+        else:
+            assert (taken["sizes"], taken["shape"]) == (Sizes(3, 4), torch.Size([3, 4]))
+
+
+def test_lists_of_parts_are_divided_part_by_part():
+    views = [Sampled(X, Y), Sampled(X + 1, Y), Sampled(X + 2, Y)]
+    probe = ProbeSet.from_batches([{"views": views, "y": Y}] * 2)
+    for batch, index in probe.batches():
+        for view, part in zip(views, batch["views"], strict=True):
+            assert torch.equal(part.image, view.image[index % 4])
+    with pytest.raises(InvalidArgument, match=r"first dimensions \[2, 4\]"):
+        read_batch({"views": [Sampled(X[:2], Y[:2])] * 3, "y": Y})
+
+
+def test_arrays_of_objects_are_told_apart_by_their_content():
+    def batches(*names):
+        return [{"x": torch.zeros(2), "name": np.array(["".join(name) for name in names], object)}]
+
+    probe, same, other = (
+        ProbeSet.from_batches(batches(*names)) for names in (("ab", "cd"), ("ab", "cd"), ("ab", "ce"))
+    )
+    assert probe.fingerprint.tolist() == same.fingerprint.tolist()
+    assert (probe.fingerprint == other.fingerprint).sum() == 1
 
 
 class Opaque:

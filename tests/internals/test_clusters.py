@@ -8,7 +8,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ProbeSet, ablation_faithfulness, neuron_importance
-from lightning_neuroimp.batches.processes import alone
+from lightning_neuroimp.batches.processes import Processes
+from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.clusters import kmeans as clusters_module
 from lightning_neuroimp.clusters.halves import assign_groups
 from lightning_neuroimp.clusters.identities import agreement, keep_identities
@@ -21,6 +22,7 @@ from tests.support.toys import class_zero, in_lockstep
 def table(ids, history, source="KMeans"):
     n = len(ids)
     return ClusterTable(
+        "kmeans",
         source,
         np.array(ids),
         tuple(map(str, ids)),
@@ -174,7 +176,7 @@ def important(clusters, data=None, model=None, **options):
         (
             "kmeans",
             [
-                "clusters must be 'labels', 'predictions', a mapping from classes to groups, KMeansClusters(8), or a",
+                "clusters must be 'labels', 'predictions', a mapping from classes to groups, KMeansClusters(8) or a",
                 "got 'kmeans'",
             ],
         ),
@@ -292,7 +294,7 @@ def test_the_source_says_how():
         ({"n_clusters": 1}, "n_clusters must be at least 2, got 1"),
         ({"n_clusters": (5, 3)}, r"a pair \(least, most\) from 2 to 20, got \(5, 3\)"),
         ({"n_clusters": (2, 40)}, r"from 2 to 20, got \(2, 40\)"),
-        ({"scale": "max"}, "scale must be None, 'standard' or 'l2', got 'max'"),
+        ({"scale": "max"}, "scale must be 'standard', 'l2' or None, got 'max'"),
         ({"n_components": 0}, "n_components must be at least 1, got 0"),
     ],
 )
@@ -354,9 +356,9 @@ def test_predictions_are_clusters():
     [
         ({"classes": "three"}, "classes must be a list of class numbers or names, got 'three'"),
         ({"classes": []}, "classes must be a list of class numbers or names"),
-        ({"classes": ["ten"], "class_names": NAMES}, "no class named 'ten': the names are 'zero', 'one'"),
+        ({"classes": ["ten"], "class_names": NAMES}, "no class named 'ten': did you mean 'three' or 'seven'"),
         ({"classes": ["ten"]}, "no class named 'ten': the names are none; pass class_names="),
-        ({"classes": [-1]}, "a class must be a number from 0 on, or a name, got -1"),
+        ({"classes": [-1]}, "a class, where it is no name, must be at least 0, got -1"),
         ({"class_names": "three"}, "class_names must be a list with the name of each class, got 'three'"),
         ({"clusters": {}}, "clusters as a mapping must go from classes .* to groups"),
         (
@@ -397,12 +399,14 @@ def test_halves_by_group_do_not_depend_on_processes():
     x, y = torch.randn(90, 2), torch.zeros(90).long()
     whole = ProbeSet.from_batches([(x, y)])
     names = lambda batch: [f"patient {int(1e6 * abs(value)) % 7}" for value in batch[0][:, 0]]  # noqa: E731
-    expected = dict(zip(whole.index.tolist(), assign_groups(names, whole, None, alone)[0].tolist(), strict=True))
+    half = assign_groups(names, Subject(nn.Identity(), whole)).half
+    expected = dict(zip(whole.index.tolist(), half.tolist(), strict=True))
     found = [None] * 3
 
     def process(rank, gather):
         mine = whole.select(np.arange(rank, 90, 3))
-        found[rank] = dict(zip(mine.index.tolist(), assign_groups(names, mine, 4, gather)[0].tolist(), strict=True))
+        subject = Subject(nn.Identity(), mine, batch_size=4, processes=Processes(gather))
+        found[rank] = dict(zip(mine.index.tolist(), assign_groups(names, subject).half.tolist(), strict=True))
 
     in_lockstep(3, process)
     assert {key: half for part in found for key, half in part.items()} == expected

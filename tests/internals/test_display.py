@@ -77,7 +77,10 @@ def test_the_table_says_what_the_results_say(results):
         assert told in text
     q_values = np.concatenate([one.faithfulness.q_value for one in results.importances])
     legend = " ".join(text.split())
-    assert f"the cluster's gap counts; {(q_values <= 0.05).sum()} of 40 do at 5%. With 19 random orders" in legend
+    assert (
+        f"the cluster's gap counts as a discovery; {(q_values <= 0.05).sum()} of 40 do at 5%. With 19 random orders"
+        in legend
+    )
     assert "too large for a few of 40 tests to stand out alone: n_random=799 would let them" in legend
 
 
@@ -99,7 +102,7 @@ def test_comparisons_name_the_better_score(results):
 def test_the_rule_of_the_gap_is_stated(results):
     for text in (summary(results), markdown(results)):
         legend = " ".join(text.split())
-        assert "1, 2, 4, 7, 16 of 32 neurons; on 512 samples, ranked on one half of a cluster" in legend
+        assert "1, 2, 4, 7, 16 of 32 neurons, on 512 samples; neurons are ranked on one half of a cluster" in legend
         assert (
             "p: fraction of the 19 random orders (counting the ranking itself) whose gap is at least as large "
             "(smallest possible: 0.05)."

@@ -7,6 +7,7 @@ import warnings
 from html.parser import HTMLParser
 
 import pytest
+import wcwidth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,7 +134,7 @@ def test_a_terminal_shows_names_as_they_are(name):
     ends = [lines[row].rstrip()[-1] for row in (5, 6)]
     assert ends == ["7", "8"]
     assert lines[5].startswith(shown.strip())
-    assert len(lines[5]) == len(lines[6]) == len(lines[4])
+    assert len({wcwidth.wcswidth(line) for line in lines[4:7]}) == 1
     assert lines[7:11] == [shown, f"of {shown}: 3", f"gap: {shown}".rstrip(), f"Note: {shown}"]
 
 

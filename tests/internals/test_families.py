@@ -17,7 +17,8 @@ from lightning_neuroimp import (
 )
 from lightning_neuroimp.batches.layout import read_batch
 from lightning_neuroimp.capture.subject import Subject
-from tests.support.families import CLASSES, FAMILIES, N, twin_baselines, twin_removed, twin_scores
+from tests.support.families import CLASSES, FAMILIES, N
+from tests.support.twin import twin_baselines, twin_removed, twin_scores
 
 BASELINES = ["zero", "mean", "resample", 0.3]
 CLUSTERS = {

@@ -51,12 +51,11 @@ def test_intervals_hold_their_values(everything):
         ]:
             assert (interval[:, 0] <= value).all()
             assert (value <= interval[:, 1]).all()
-        whole = judged.overall
-        assert whole.gap_interval[0] < whole.gap < whole.gap_interval[1]
-        assert whole.lds_interval[0] < whole.lds < whole.lds_interval[1]
+        assert judged.gap_interval[-1, 0] < judged.gap[-1] < judged.gap_interval[-1, 1]
+        assert judged.lds_interval[-1, 0] < judged.lds[-1] < judged.lds_interval[-1, 1]
         # ten clusters together are known better than each of them
         width = judged.gap_interval[:, 1] - judged.gap_interval[:, 0]
-        assert whole.gap_interval[1] - whole.gap_interval[0] < np.median(width)
+        assert width[-1] < np.median(width[:-1])
 
 
 def test_least_first_curves_are_those_of_reversed_rankings(small, everything):
@@ -78,7 +77,7 @@ def test_comparisons_pair_the_samples(everything):
         first, second = (everything["1", name].faithfulness for name in (one.first, one.second))
         # the control is in both gaps, so that it is not in their difference
         assert one.difference == pytest.approx(first.gap[-1] - second.gap[-1])
-        np.testing.assert_allclose(one.cluster_difference, first.gap - second.gap)
+        np.testing.assert_allclose(one.cluster_difference, (first.gap - second.gap)[:-1])
         assert one.interval[0] < one.difference < one.interval[1]
     assert everything.comparisons[0].better == "gradient_x_activation"
     same = Attribution("same", lambda batch: batch.activation * batch.gradient)
@@ -91,8 +90,8 @@ def test_discoveries_are_counted_over_clusters_sites_and_scores(small):
     model, data = small
     results = neuron_importance(model, data, layers=["1", "3"], attribution=["gradient", "random"])
     found = ablation_faithfulness(model, data, results)
-    p_values = np.concatenate([one.faithfulness.p_value for one in found.importances])
-    q_values = np.concatenate([one.faithfulness.q_value for one in found.importances])
+    p_values = np.concatenate([one.faithfulness.p_value[:-1] for one in found.importances])
+    q_values = np.concatenate([one.faithfulness.q_value[:-1] for one in found.importances])
     order = np.argsort(p_values)
     expected = np.minimum.accumulate((p_values[order] * 40 / np.arange(1, 41))[::-1])[::-1]
     np.testing.assert_allclose(q_values[order], np.minimum(expected, 1))
@@ -136,10 +135,12 @@ def test_specificity_follows_clusters_of_mixed_classes(small):
     assert specificity.value > 0
 
 
-def test_the_diagonal_of_the_damage_is_a_point_of_the_curve(everything):
+def test_the_diagonal_of_the_specificity_is_a_point_of_the_curve(everything):
     judged = everything["1"].faithfulness
     point = judged.removed.tolist().index(judged.specificity.removed)
-    np.testing.assert_allclose(np.diag(judged.specificity.accuracy_drop), judged.intact_accuracy - judged.accuracy[:, point])
+    np.testing.assert_allclose(
+        np.diag(judged.specificity.accuracy_drop), (judged.intact_accuracy - judged.accuracy[:, point])[:-1]
+    )
 
 
 def test_greedy_orders_equal_a_slow_search():
@@ -196,8 +197,8 @@ def test_the_normalised_gap_of_the_best_ranking_is_one():
     y = (model(x)[:, 0] <= 0).long()
     data = [(x, y)]
     results = neuron_importance(model, data, layers="site", target="logit", clusters=lambda batch: batch[1] * 0)
-    found = ablation_faithfulness(model, data, results, AblationFaithfulness(greedy=True))["site"].faithfulness.overall
-    assert 0 < found.normalised_gap < 1.6
+    found = ablation_faithfulness(model, data, results, AblationFaithfulness(greedy=True))["site"].faithfulness
+    assert 0 < found.normalised_gap[-1] < 1.6
 
 
 @pytest.mark.parametrize(("attribution", "made"), [("random", 19), ("gradient_x_activation", 99)])
@@ -220,7 +221,7 @@ def test_the_control_stops_where_all_is_decided(attribution, made):
         level = judged.accuracy[0].mean()
         beaten = np.flatnonzero(judged.random_accuracy[:, 0].mean(1) <= level + 1e-9)
         assert judged.p_value[0] == pytest.approx(5 / (beaten[4] + 1))
-        assert judged.verdict == ("no better than random",)
+        assert judged.verdict == ("no better than random",) * 2  # the cluster, and all of them
 
 
 def test_what_is_not_asked_for_costs_nothing(small, monkeypatch):
@@ -255,7 +256,7 @@ def test_all_of_it_is_saved(everything, tmp_path):
     everything.save(tmp_path / "results.npz")
     loaded = Results.load(tmp_path / "results.npz")
     one, other = loaded["1"].faithfulness, everything["1"].faithfulness
-    np.testing.assert_array_equal(one.specificity.accuracy_drop, other.specificity.damage)
+    np.testing.assert_array_equal(one.specificity.accuracy_drop, other.specificity.accuracy_drop)
     np.testing.assert_array_equal(one.least_accuracy, other.least_accuracy)
     np.testing.assert_array_equal(loaded["1"].reliability.split_half, everything["1"].reliability.split_half)
     assert loaded.comparisons[0].better == "gradient_x_activation"

@@ -80,7 +80,7 @@ def test_training_is_identical(variant, folder, tmp_path):
 def test_other_stages_are_identical(variant, stage, folder, tmp_path):
     callbacks = pair()
     same(fitted(variant, callbacks, tmp_path, stage)[2], without(variant, folder, stage))
-    assert (callbacks[0]._results is None) == (stage == "test")
+    assert (callbacks[0]._run.results is None) == (stage == "test")
 
 
 def test_the_comparison_can_fail(folder, tmp_path):
@@ -107,23 +107,23 @@ FAULTS = {
     **{f"call {number} of the model": ("forward", number) for number in (1, 3, 4, 5, 8)},
     "the probe set": "lightning_neuroimp.batches.probe.ProbeSampler.add",
     "KMeans": "sklearn.cluster.KMeans.fit",
-    "identities of clusters": "lightning_neuroimp.clusters.identities.keep_identities",
-    "scores": "lightning_neuroimp.importance.passes.Passes.score",
+    "identities of clusters": "lightning_neuroimp.study.importance.keep_identities",
+    "scores": "lightning_neuroimp.importance.scoring.ImportancePass.run",
     "moments": "lightning_neuroimp.importance.moments.CellMoments.means",
     "the judge": "lightning_neuroimp.ablation.judge.Judge.faithfulness",
     "intervals": "lightning_neuroimp.statistics.bootstrap_interval",
     "false discoveries": "lightning_neuroimp.study.ablation.false_discovery",
-    "findings": "lightning_neuroimp.study.ablation.diagnose",
-    "the folder": "lightning_neuroimp.callbacks.neuron_importance.log_folder",
-    "the results file": "lightning_neuroimp.results.files._write_atomically",
-    "the file's name": "os.replace",
-    "scalars": "lightning_neuroimp.callbacks.loggers.cluster_scalars",
+    "findings": "lightning_neuroimp.callbacks.measuring.diagnose",
+    "the folder": "lightning_neuroimp.callbacks.publishing.log_folder",
+    "the results file": "lightning_neuroimp.results.files._content",
+    "the file's name": "lightning_neuroimp.results.files._claim",
+    "scalars": "lightning_neuroimp.callbacks.publishing.cluster_scalars",
     "histograms": "torch.utils.tensorboard.SummaryWriter.add_histogram",
     "text": "torch.utils.tensorboard.SummaryWriter.add_text",
     "pictures": "torch.utils.tensorboard.SummaryWriter.add_image",
     "a figure": "lightning_neuroimp.display.tensorboard.summaries.deletion_figure",
     "drawing": "lightning_neuroimp.display.tensorboard.summaries.to_image",
-    "samples": "lightning_neuroimp.callbacks.neuron_importance.describe_samples",
+    "samples": "lightning_neuroimp.callbacks.publishing.describe_samples",
 }
 AFTER_THE_MEASUREMENT = list(FAULTS)[list(FAULTS).index("the folder") :]
 

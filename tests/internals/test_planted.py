@@ -73,7 +73,7 @@ def test_removing_the_planted_neurons_takes_the_class_and_only_the_class():
     )
     assert outcome.intact_correct.all()
     np.testing.assert_array_equal(outcome.correct[0, 0], groups == 1)
-    np.testing.assert_array_equal(outcome.group, groups)
+    np.testing.assert_array_equal(outcome.cell, groups)
 
 
 def test_the_exhaustive_null_gives_the_exact_p_value():
@@ -87,7 +87,7 @@ def test_the_exhaustive_null_gives_the_exact_p_value():
         [np.array(subset)[None] for subset in subsets],
         np.array([2]),
     )
-    accuracy = outcome.correct[:, 0, outcome.group == 0].mean(1)
+    accuracy = outcome.correct[:, 0, outcome.cell == 0].mean(1)
     assert accuracy.mean() == pytest.approx(119 / 120)
     own = subsets.index([0, 1, *range(2, 16)])
     others = np.delete(accuracy, own)

@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import weakref
 from collections import UserDict
 
 import numpy as np
@@ -8,11 +10,19 @@ from scipy.stats import binom, chi2
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_neuroimp import AblationFaithfulness, KMeansClusters, ProbeSet, ablation_faithfulness, neuron_importance
+from lightning_neuroimp import (
+    AblationFaithfulness,
+    KMeansClusters,
+    ProbeSet,
+    ablation_faithfulness,
+    list_sites,
+    neuron_importance,
+)
 from lightning_neuroimp.batches.numbers import sample_keys
 from lightning_neuroimp.batches.probe import ProbeSampler
 from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.batches.structure import fingerprint
+from lightning_neuroimp.errors import InvalidArgument
 from tests.support.toys import in_lockstep
 
 
@@ -164,24 +174,89 @@ def test_several_processes_hold_together_what_one_would():
     assert {share.seen for share in shares} == {200}
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "phrase"),
     [
         ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
         ({"max_bytes": -5}, "max_bytes must be at least 1, got -5"),
-        ({"seed": -1}, r"seed must be from 0 to 2\*\*32 - 1, got -1"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be from 0 to 4294967295, got 4294967296"),
+        ({"seed": 0.5}, r"seed must be an integer from 0 to 4294967295, got 0\.5"),
+        ({"seed": True}, "seed must be an integer from 0 to 4294967295, got True"),
+        ({"max_samples": 10.5}, r"max_samples must be an integer at least 1, got 10\.5"),
+        ({"max_samples": 20.0}, r"max_samples must be an integer at least 1, got 20\.0"),
+        ({"max_samples": True}, "max_samples must be an integer at least 1, got True"),
+        ({"max_bytes": "1GB"}, "max_bytes must be an integer at least 1, got '1GB'"),
+        ({"stratify": 3}, r"stratify must be True, False or a callable \(batch\) -> one value per sample, got 3"),
+        ({"stratify": list}, "stratify must be .*, got <class 'list'>"),
+        ({"classes": 3}, "classes must be a list of class numbers, got 3"),
+        ({"classes": "12"}, "classes must be a list of class numbers, got '12'"),
+        ({"classes": [1, 0.5]}, r"each of classes must be an integer, got 0\.5"),
         ({"max_bytes": 8}, "one sample takes 16 bytes, more than max_bytes=8; raise max_bytes"),
     ],
 )
 def test_bounds_that_cannot_hold(options, phrase):
-    with pytest.raises(ValueError, match=phrase):
+    with pytest.raises(InvalidArgument, match=phrase):
         ProbeSet.from_batches(stream(20), **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bounds_may_be_integers_of_numpy():
+    options = {"max_samples": np.int32(7), "max_bytes": np.int64(10**6), "seed": np.uint8(3)}
+    probe = ProbeSet.from_batches(stream(20), **options, classes=np.arange(10))
+    same = ProbeSet.from_batches(stream(20), max_samples=7, seed=3, classes=range(10))
+    assert probe.index.tolist() == same.index.tolist()
+    assert type(ProbeSampler(**options).seed) is int
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("batch_size", [0, 2.0, True])
+def test_batch_sizes_that_cannot_be(batch_size):
+    probe = ProbeSet.from_batches(stream(20))
+    with pytest.raises(InvalidArgument, match="batch_size must be"):
+        next(probe.batches(batch_size))
+    with pytest.raises(InvalidArgument, match="batch_size must be"):
+        probe.count_batches(batch_size)
 
 
 def test_one_sample_that_is_too_large_among_others():
     data = [(torch.zeros(1, 10),)] * 5 + [(torch.zeros(1, 1000),)]
     with pytest.raises(ValueError, match="one sample takes 4000 bytes, more than max_bytes=400"):
         ProbeSet.from_batches(data, max_bytes=400)
+
+
+@pytest.mark.parametrize("how", ["dataclasses", "graphs"])
+def test_bytes_in_objects_count(how):
+    make = HOW[how][0]
+    data = [make(torch.zeros(16, 6), torch.zeros(16).long()) for _ in range(3)]
+    assert len(ProbeSet.from_batches(data, max_bytes=24 * 20)) == 20
+    with pytest.raises(InvalidArgument, match="one sample takes 24 bytes, more than max_bytes=23"):
+        ProbeSet.from_batches(data, max_bytes=23)
+
+
+@pytest.mark.parametrize("how", ["pairs", "named", "dataclasses", "graphs"])
+def test_nothing_is_kept_of_a_batch_but_its_samples(how):
+    x = torch.randn(16, 6)
+    batch = HOW[how][0](x, torch.zeros(16).long())
+    memory = weakref.ref((batch.x if how == "graphs" else x).untyped_storage())
+    sampler = ProbeSampler(4)
+    sampler.add(batch)
+    del batch, x
+    gc.collect()
+    assert memory() is None
+
+
+def test_memory_is_given_back_at_once():
+    sampler = ProbeSampler()
+    sampler.add(stream(10)[0])
+    rooms = weakref.ref(sampler._rooms)
+    gc.disable()
+    try:
+        del sampler
+        assert rooms() is None
+    finally:
+        gc.enable()
 
 
 def test_an_empty_stream():
@@ -277,10 +352,15 @@ def test_samples_by_their_numbers():
             (torch.zeros(3, 1),),
             "one integer or string for each of the 3 samples",
         ),
+        (
+            {"stratify": lambda batch: batch["label"]},
+            (torch.zeros(3, 1),),
+            "the stratify callable failed with TypeError: tuple indices",
+        ),
     ],
 )
 def test_strata_that_cannot_be_made(options, batch, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InvalidArgument, match=message):
         ProbeSet.from_batches([batch], **options)
 
 
@@ -371,6 +451,13 @@ def test_models_that_work_in_place_on_their_inputs_get_the_right_samples_in_ever
     for expected, importance in zip(found[0].importances, found[1].importances, strict=True):
         np.testing.assert_array_equal(importance.mean, expected.mean)
         np.testing.assert_array_equal(importance.faithfulness.gap, expected.faithfulness.gap)
+
+
+def test_the_batch_that_sites_are_listed_with_stays_as_it_is():
+    x = torch.randn(4, 6)
+    before = x.clone()
+    list_sites(Shifted(True), (x, torch.arange(4) % 3))
+    assert torch.equal(x, before)
 
 
 def test_a_step_that_works_in_place_does_not_change_samples_that_are_kept():

@@ -32,7 +32,9 @@ def results():
     options = {"layers": ["1", "3"], "clusters": KMeansClusters(3), "attribution": ["gradient", "activation"]}
     first = measure(model, data, **options, epoch=3)
     found = measure(model, data, **options, epoch=4, previous=first, groups=lambda batch: batch[1] % 2)
-    settings = AblationFaithfulness(least_first=True, greedy=True, specificity=True)
+    settings = AblationFaithfulness(
+        max_samples=120, fractions=(0.1, 0.5), least_first=True, greedy=True, specificity=True
+    )
     found = ablation_faithfulness(model, data, found, settings)
     return weight_randomisation(model, data, found, attribution=options["attribution"])
 
@@ -484,5 +486,5 @@ def test_shapes(results):
     assert faithfulness.accuracy.shape == (4, n_points)
     assert faithfulness.random_accuracy.shape == (19, 4, n_points)
     assert faithfulness.reference_accuracy.shape == (2, 4, n_points)
-    assert faithfulness.samples[:, -1].sum() == 512
+    assert faithfulness.samples[:, -1].sum() == 120
     assert set(get_type_hints(type(faithfulness))) == {field.name for field in dataclasses.fields(faithfulness)}

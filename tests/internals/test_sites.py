@@ -154,6 +154,7 @@ def test_a_layer_under_no_grad_still_has_activations():
         (nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2)), "1", (4, 3, 4), 2),
         (nn.Sequential(nn.Conv2d(3, 5, 2), nn.Dropout2d(), nn.Flatten(), nn.Linear(45, 2)), "1", (4, 3, 4, 4), 1),
         (nn.Sequential(nn.Conv2d(3, 5, 2), nn.Flatten(), nn.Linear(45, 2)), "1", (4, 3, 4, 4), 1),
+        (nn.Sequential(nn.InstanceNorm1d(3), nn.Flatten(), nn.Linear(12, 2)), "0", (4, 3, 4), 1),
     ],
 )
 def test_activations_count_neurons_as_the_layer_before_them(model, layer, shape, axis):

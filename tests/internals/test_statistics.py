@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
 from lightning_neuroimp import statistics
+from lightning_neuroimp.ablation.early_stopping import sequential_gap_p_values, sequential_p_value
 from lightning_neuroimp.results.verdict import verdict
 from lightning_neuroimp.statistics import (
     gap,
@@ -235,22 +236,22 @@ def test_false_discovery_equals_the_step_up_procedure():
 @given(st.lists(st.booleans(), min_size=99, max_size=99), st.sampled_from([19, 39, 79]))
 def test_stopping_early_decides_as_all_draws_do(exceeded, so_far):
     exceeded = np.array(exceeded)
-    early = statistics.sequential_p_value(exceeded[:so_far], 99)
+    early = sequential_p_value(exceeded[:so_far], 99)
     whole = (1 + exceeded.sum()) / 100
     if early is not None:
         assert early > 0.05
         assert whole > 0.05
     # and once all draws are made, everything above the level has been decided
-    assert (statistics.sequential_p_value(exceeded, 99) is None) == (whole <= 0.05)
+    assert (sequential_p_value(exceeded, 99) is None) == (whole <= 0.05)
 
 
 def test_besag_and_cliffords_p_value():
     exceeded = np.zeros(30, bool)
     exceeded[[3, 7, 11, 12, 20]] = True
-    assert statistics.sequential_p_value(exceeded, 99) == 5 / 21
-    assert statistics.sequential_p_value(exceeded[:20], 99) is None
+    assert sequential_p_value(exceeded, 99) == 5 / 21
+    assert sequential_p_value(exceeded[:20], 99) is None
     curve, control = np.array([0.5, 0.5]), np.array([[0.4, 0.4], [0.6, 0.6], [0.5, 0.5]])
-    assert statistics.sequential_gap_p_values(curve, control, 19) == (1 / 1, 1 / 2)
+    assert sequential_gap_p_values(curve, control, 19) == (1 / 1, 1 / 2)
 
 
 def test_whole_groups_are_drawn_again():

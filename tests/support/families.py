@@ -1,10 +1,7 @@
-"""Classifiers of many kinds with their batches, and a slow readable twin of scores and ablation.
-
-The twin runs one sample at a time, without its padding, with hooks of its own.
-"""
+"""Build classifiers of many kinds with their batches; `twin.py` is a slow twin of their scores and ablations."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +15,17 @@ N, CLASSES, LENGTH = 44, 3, 7
 
 @dataclass
 class Family:
-    """A model, its batches, and one site.
+    """Hold a model, its batches, and one site.
 
-    `one(sample)` is the batch of one sample without padding, `logits(model, batch)` what the model says of it.
-    `axis` is the neuron axis of the site's tensor for one sample, without the samples. `silence(model, neuron)` sets
-    the weights that read a neuron to zero.
+    Attributes:
+        model: a classifier.
+        batches: as a loader yields them.
+        labels: of all samples.
+        site: where neurons are scored and removed.
+        axis: neuron axis of the site's tensor for one sample, samples left out.
+        one: gives the batch of one sample, by its number, without padding.
+        logits: gives the model's logits for such a batch.
+        silence: sets the weights that read a neuron to zero; None where no weights read it alone.
     """
 
     model: nn.Module
@@ -33,7 +36,6 @@ class Family:
     one: Callable[[int], Any]
     logits: Callable[[nn.Module, Any], Tensor]
     silence: Callable[[nn.Module, int], None] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def pairs(x, y, size=16):
@@ -41,7 +43,7 @@ def pairs(x, y, size=16):
 
 
 def plain(model, x, site, axis, silence=None, y=None, logits=None):
-    """Batches (x, y) of a model of one tensor."""
+    """Return a family whose model takes one tensor, with batches (x, y)."""
     y = torch.randint(CLASSES, (len(x),)) if y is None else y
     logits = logits or (lambda model, batch: model(batch[0]))
     one = lambda sample: (x[sample : sample + 1], y[sample : sample + 1])  # noqa: E731
@@ -70,7 +72,7 @@ def cnn():
 
 
 class Residual(nn.Module):
-    """Its ReLU works in place and is called twice."""
+    """Calls a ReLU twice that works in place."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +102,7 @@ def head_input():
 
 
 class Around(nn.Module):
-    """What goes into a layer is read again behind it; removal replaces only the layer's own input."""
+    """Reads what goes into a layer again after it; removal replaces only the layer's own input."""
 
     def __init__(self):
         super().__init__()
@@ -120,7 +122,7 @@ def identity_around():
 
 
 class Shared(nn.Module):
-    """One module in three places."""
+    """Has one module in three places."""
 
     def __init__(self):
         super().__init__()
@@ -137,7 +139,7 @@ def reused():
 
 
 class Experts(nn.Module):
-    """A mixture whose experts see all samples."""
+    """Mixes experts that see all samples."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +167,7 @@ def binary():
 
 
 def padded(x, lengths):
-    """Padding that would be noticed."""
+    """Return inputs with padding that would be noticed, and the mask of their tokens."""
     mask = torch.arange(x.shape[1])[None] < lengths[:, None]
     return x.where(mask[..., None], torch.full_like(x, 17.0)) if x.ndim == 3 else x.where(mask, 0), mask
 
@@ -184,7 +186,7 @@ class Encoder(nn.Module):
 
 
 def tokens_of(model, site, axis, key="src_key_padding_mask", negate=True, silence=None, x=None, name="x", logits=None):
-    """Mapping batches with padding; every other batch is padded more than it needs."""
+    """Return a family with mapping batches and padding; every other batch is padded more than it needs."""
     x = torch.randn(N, LENGTH, 8) if x is None else x
     y, lengths = torch.randint(CLASSES, (N,)), torch.randint(2, LENGTH + 1, (N,))
     x, mask = padded(x, lengths)
@@ -207,7 +209,7 @@ def encoder():
 
 
 class Attention(nn.Module):
-    """Two heads of width four, then a class token's logits."""
+    """Has two heads of width four, then a class token's logits."""
 
     def __init__(self):
         super().__init__()
@@ -261,7 +263,7 @@ def last_token():
 
 
 class TimeFirst(nn.Module):
-    """Samples on axis 1, as recurrent layers have them by default."""
+    """Has its samples on axis 1, as recurrent layers do by default."""
 
     def __init__(self):
         super().__init__()
@@ -356,102 +358,3 @@ FAMILIES = {
         bert_class_token,
     )
 }
-
-
-# ---- the twin ----
-
-
-class Seen:
-    """The site's tensor in a pass over one sample as (token, channel), and another one in its place."""
-
-    def __init__(self, family, replacement=None):
-        self.family, self.replacement, self.values, self.calls = family, replacement, None, 0
-
-    def __enter__(self):
-        module = self.family.model.get_submodule(self.family.site.name)
-        if self.family.site.side == "input":
-            self.handle = module.register_forward_pre_hook(lambda module, args: (self.visit(args[0]), *args[1:]))
-        else:
-            self.handle = module.register_forward_hook(lambda module, args, out: self.visit_output(module, out))
-        return self
-
-    def __exit__(self, *error):
-        self.handle.remove()
-
-    def visit_output(self, module, out):
-        if isinstance(out, tuple):
-            item = self.family.site.item or 0
-            return (*out[:item], self.visit(out[item]), *out[item + 1 :])
-        return self.visit(out)
-
-    def visit(self, tensor):
-        self.calls += 1
-        if self.family.site.call is not None and self.calls - 1 != self.family.site.call:
-            return tensor
-        samples = [axis for axis, size in enumerate(tensor.shape) if size == 1][0 if tensor.shape[0] == 1 else -1]
-        channel = self.family.axis + (1 if self.family.axis >= samples else 0)
-        shaped = tensor.movedim((samples, channel), (0, -1))
-        self.shape = shaped.shape
-        self.values = shaped.reshape(-1, shaped.shape[-1])
-        if self.replacement is None:
-            self.values = self.values.clone() if self.values.requires_grad else self.values
-            self.values = self.values.clone().requires_grad_() if not self.values.requires_grad else self.values
-            put = self.values
-        else:
-            put = self.replacement
-        return put.reshape(self.shape).movedim((0, -1), (samples, channel)).clone()
-
-
-def twin_margin(logits, label):
-    others = torch.cat([logits[0, :label], logits[0, label + 1 :]])
-    return logits[0, label] - others.logsumexp(0)
-
-
-def rows(family, values):
-    """Which positions count."""
-    return [family.site.position] if family.site.position is not None else range(len(values))
-
-
-def sample_pass(family, sample, replacement=None):
-    with Seen(family, replacement) as seen:
-        logits = family.logits(family.model, family.one(sample))
-    return logits, seen.values
-
-
-def twin_baselines(family, baseline, donor_of):
-    """For each sample what stands for removed neurons, (token, channel)."""
-    values = [sample_pass(family, sample)[1].detach() for sample in range(N)]
-    counted = [one[list(rows(family, one))] for one in values]
-    if baseline == "mean":
-        mean = torch.cat(counted).mean(0)
-        return [mean.expand_as(one) for one in counted]
-    if baseline == "resample":
-        donors = [counted[donor_of[sample]] for sample in range(N)]
-        return [
-            torch.stack([donor[place % len(donor)] for place in range(len(one))])
-            for one, donor in zip(counted, donors, strict=True)
-        ]
-    return [torch.full_like(one, 0.0 if baseline == "zero" else baseline) for one in counted]
-
-
-def twin_scores(family, baselines, classes):
-    """(h - b) dm/dh of each sample and neuron, summed over its positions and each group's channels."""
-    scores = []
-    for sample in range(N):
-        logits, values = sample_pass(family, sample)
-        (slope,) = torch.autograd.grad(twin_margin(logits, int(classes[sample])), values)
-        picked = list(rows(family, values))
-        score = ((values[picked] - baselines[sample]) * slope[picked]).sum(0)
-        scores.append(score.reshape(-1, family.site.group).sum(1).detach())
-    return torch.stack(scores)
-
-
-def twin_removed(family, baselines, sample, neurons):
-    """Logits of a sample without some neurons."""
-    values = sample_pass(family, sample)[1].detach().clone()
-    for place, position in enumerate(rows(family, values)):
-        for neuron in neurons:
-            channels = slice(neuron * family.site.group, (neuron + 1) * family.site.group)
-            values[position, channels] = baselines[sample][place, channels]
-    with torch.no_grad():
-        return sample_pass(family, sample, values)[0][0]

@@ -1,5 +1,7 @@
-"""What a training with the callback can count on, with the test that holds it. `python -m tests.support.guarantees` writes it
-into README; a test compares."""
+"""What a training run with the callback can count on, with the test that holds it.
+
+`python -m tests.support.guarantees` writes it into README; a test compares.
+"""
 
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ TRACE, AROUND, RESUME, CALLBACK, DDP, FUZZ = (
 
 
 def rows():
-    """Feature, what is guaranteed, test."""
+    """Yield a feature, what is guaranteed, and the test that holds it."""
     from tests.internals.test_no_trace import AFTER_THE_MEASUREMENT, FAULTS
     from tests.support.training_variants import FIT
 
@@ -29,7 +31,7 @@ def rows():
         what = written if name in AFTER_THE_MEASUREMENT else goes_on
         yield f"a fault in: {name}", what, f"{TRACE}::test_training_goes_on_whatever_fails"
     yield "Ctrl-C and exit", "nothing left on the model, no half file", f"{TRACE}::test_an_interrupt_leaves_nothing"
-    yield "a full disk", "said, and training goes on", f"{TRACE}::test_a_full_disk_says_so"
+    yield "a full disk", "a warning says so, and training goes on", f"{TRACE}::test_a_full_disk_says_so"
     yield "a replay that fails", "full passes, and a note", f"{TRACE}::test_a_replay_that_fails_is_a_full_pass"
     yield (
         "memory that runs out",
@@ -53,27 +55,44 @@ def rows():
     )
     yield (
         "EarlyStopping and ModelCheckpoint where the first measurement failed",
-        "the keys are there, with epoch -1 and values that say nothing",
+        "the keys are there, with epoch -1 and neutral values",
         f"{TRACE}::test_monitors_of_our_keys_survive_a_failure",
     )
-    for name in (
-        "what_a_forward_pass_logs_is_the_trainings",
-        "values_that_are_not_defined_do_not_end_a_training",
-        "a_mistake_stops_a_training_only_at_its_beginning",
-        "an_odd_batch_late_in_the_validation_is_left_out",
-        "a_terminal_that_is_gone_stops_nothing",
-        "a_logger_that_fails_does_not_starve_the_next",
+    for feature, guarantee, name in (
+        ("what our own forward passes log", "is discarded", "what_a_forward_pass_logs_is_the_trainings"),
+        ("values that are undefined", "never end a training run", "values_that_are_not_defined_do_not_end_a_training"),
+        (
+            "an invalid argument",
+            "stops a training run only in the first measurement",
+            "a_mistake_stops_a_training_only_at_its_beginning",
+        ),
+        (
+            "an odd batch late in the validation",
+            "left out, with a note",
+            "an_odd_batch_late_in_the_validation_is_left_out",
+        ),
+        ("a terminal that is gone", "stops nothing", "a_terminal_that_is_gone_stops_nothing"),
+        (
+            "a logger that fails",
+            "does not keep the others from logging",
+            "a_logger_that_fails_does_not_starve_the_next",
+        ),
     ):
-        yield name.replace("_", " "), "as it says", f"{AROUND}::test_{name}"
+        yield feature, guarantee, f"{AROUND}::test_{name}"
     yield (
         "counters, caches, generators, metrics and buffers that a forward pass changes",
         "put back",
         "tests/internals/test_isolation.py::test_state_of_all_kinds_is_put_back",
     )
+    yield (
+        "several threads inside `undisturbed` at once",
+        "process-wide state and shared models are put back when the last one leaves",
+        "tests/internals/test_isolation_threads.py::test_two_threads_in_any_order",
+    )
     yield "sanity check", "nothing is measured", f"{CALLBACK}::test_the_sanity_check_leaves_nothing"
     yield "fast_dev_run", "one measurement, no files", f"{AROUND}::test_fast_dev_run_measures_once_and_writes_nothing"
     yield "barebones", "results without loggers", f"{AROUND}::test_barebones"
-    yield "no validation loader", "said at once", f"{AROUND}::test_no_validation_at_all"
+    yield "no validation loader", "refused at once", f"{AROUND}::test_no_validation_at_all"
     yield "several instances", "keys and files of their own", f"{AROUND}::test_several_instances_and_several_runs"
     yield "two runs in one folder", "both are kept", f"{TRACE}::test_two_runs_in_one_folder_keep_both"
     yield (
@@ -105,7 +124,7 @@ def rows():
         yield name.replace("_", " "), "marked, or refused with a remedy", f"{AROUND}::test_{name}"
     yield (
         "a layer that a batch does not reach",
-        "refused, or passed over with a note",
+        "refused, or skipped with a note",
         f"{AROUND}::test_a_layer_that_a_batch_does_not_reach",
     )
     yield "one batch, one sample", "marked", f"{AROUND}::test_one_batch_one_sample_one_class"
@@ -117,7 +136,7 @@ def rows():
 
 
 def table():
-    """As Markdown: features with the same guarantee and test are one row."""
+    """Return the table as Markdown; features with the same guarantee and test are one row."""
     grouped = {}
     for feature, guarantee, test in rows():
         kind, _, name = feature.partition(": ")
@@ -131,7 +150,7 @@ def table():
 
 
 def written(text):
-    """README with the table in its place."""
+    """Return README's text with the table in its place."""
     before, _, after = text.partition(BEGIN)
     return before + BEGIN + table() + after[after.index(END) :]
 

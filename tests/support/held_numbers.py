@@ -323,8 +323,8 @@ def callback():
                              max_overhead=None), name="kmeans", attribution=["gradient_x_activation", "activation"]),
         ]  # fmt: skip
         trainer = pl.Trainer(
-            callbacks=ours, max_epochs=3, accelerator="cpu", logger=TensorBoardLogger(folder), enable_progress_bar=False,
-            enable_model_summary=False, enable_checkpointing=False,
+            callbacks=ours, max_epochs=3, accelerator="cpu", logger=TensorBoardLogger(folder),
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         )  # fmt: skip
         torch.manual_seed(0)
         trainer.fit(Module(), *data)
@@ -337,7 +337,7 @@ def callback():
             if isinstance(tags, list):
                 yield f"tensorboard/{kind}", sorted(tags)
         for tag in events.Tags()["scalars"]:
-            if "epoch" != tag:
+            if tag != "epoch":
                 yield f"tensorboard/scalar/{tag}", [[one.step, one.value] for one in events.Scalars(tag)]
 
 
@@ -377,8 +377,7 @@ def flat(results):
 
 
 def faithfulness(one):
-    overall = getattr(one, "overall", None)
-    n_clusters = None
+    overall, n_clusters, out = getattr(one, "overall", None), None, {}
     for name in ROWS:
         value = getattr(one, name)
         if overall is not None and value is not None:
@@ -388,30 +387,23 @@ def faithfulness(one):
             else:
                 axis = AXIS.get(name, 0)
                 value = np.concatenate([value, np.expand_dims(np.asarray(last), axis)], axis)
-        yield_value = list(value) if name == "verdict" else value
         n_clusters = len(one.gap) - (overall is None) if n_clusters is None else n_clusters
-        yield_key = name
-        _OUT[yield_key] = yield_value
+        out[name] = [str(part) for part in value] if name == "verdict" else value
     for name in LAST_ONLY:
         value = getattr(overall, name) if overall is not None else np.take(getattr(one, name), -1, AXIS[name])
-        _OUT[name] = value
-    for name in ("removed", "references", "alternatives", "n_draws"):
-        _OUT[name] = getattr(one, name)
+        out[name] = value
+    for name in ("removed", "n_draws"):
+        out[name] = getattr(one, name)
     for name in ("samples", "intact_margin", "margin", "random_margin", "q_value"):
         value = np.asarray(getattr(one, name))
         axis = 1 if name in ("samples", "random_margin") else 0
-        _OUT[name] = np.take(value, range(n_clusters), axis)
+        out[name] = np.take(value, range(n_clusters), axis)
     special = one.specificity
     if special is not None:
-        _OUT["specificity"] = getattr(special, "damage", getattr(special, "accuracy_drop", None))
+        out["specificity"] = getattr(special, "damage", getattr(special, "accuracy_drop", None))
         for name in ("removed", "value", "p_value", "balanced_accuracy"):
-            _OUT[f"specificity/{name}"] = getattr(special, name)
-    out = dict(_OUT)
-    _OUT.clear()
+            out[f"specificity/{name}"] = getattr(special, name)
     return out
-
-
-_OUT = {}
 
 
 def plain(value):
@@ -477,7 +469,7 @@ def main():
         return
     before = json.loads(Path(options.file).read_text())
     moved = [key for key in before if re.search(options.moved, key)]
-    bad = {key: "missing" for key in before.keys() - held.keys()} | {key: "new" for key in held.keys() - before.keys()}
+    bad = dict.fromkeys(before.keys() - held.keys(), "missing") | dict.fromkeys(held.keys() - before.keys(), "new")
     for key in before.keys() & held.keys():
         if (found := differ(key, before[key], held[key])) is not None:
             bad[key] = found

@@ -1,7 +1,9 @@
-"""Small classifiers of many kinds, 6 samples each: what replay and ablation must get right."""
+"""Build small classifiers of many kinds, 6 samples each: what suffixes and ablation must get right."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +47,7 @@ class UNet(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Its fused path would pass the layers by."""
+    """Has a fused path that would not call its layers."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +70,7 @@ class Recurrent(nn.Module):
 
 
 class Functions(nn.Module):
-    """Functions between modules, views, slices written in place, a keyword and a nested input."""
+    """Has functions between modules, views, slices written in place, a keyword and a nested input."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +89,7 @@ class Functions(nn.Module):
 
 
 class Shared(nn.Module):
-    """A layer used three times, the head's weights a view of another's."""
+    """Uses a layer three times; the head's weights are a view of another layer's."""
 
     def __init__(self):
         super().__init__()
@@ -101,7 +103,7 @@ class Shared(nn.Module):
 
 
 class Stashing(nn.Module):
-    """Features on attributes and in buffers, some written before the site and read behind it."""
+    """Keeps features on attributes and in buffers, some written before the site and read after it."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +126,7 @@ class Stashing(nn.Module):
 
 
 class Experts(nn.Module):
-    """Each sample goes to one of three experts; the gate comes before or behind the site."""
+    """Sends each sample to one of three experts; the gate comes before or after the site."""
 
     def __init__(self, late):
         super().__init__()
@@ -164,7 +166,7 @@ class Scripted(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Autocast in a part, switched off in another."""
+    """Uses autocast in a part, and switches it off in another."""
 
     def __init__(self):
         super().__init__()
@@ -179,7 +181,7 @@ class Mixed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Heads by hand, scaled dot products, a class token, gathered positions."""
+    """Has heads by hand, scaled dot products, a class token, gathered positions."""
 
     def __init__(self):
         super().__init__()
@@ -194,7 +196,7 @@ class Attention(nn.Module):
 
 
 class Spectral(nn.Module):
-    """Complex numbers, parametrised weights, a checkpoint, a vectorised map."""
+    """Has complex numbers, parametrised weights, a checkpoint, a vectorised map."""
 
     def __init__(self):
         super().__init__()
@@ -208,7 +210,7 @@ class Spectral(nn.Module):
 
 
 class Twice(nn.Module):
-    """Copies in compiled modules, a site whose output is a view of its input."""
+    """Copies in compiled modules; the output of a site is a view of its input."""
 
     def __init__(self):
         super().__init__()
@@ -218,15 +220,17 @@ class Twice(nn.Module):
     def forward(self, x):
         h = self.first(x)
         flat = self.flat(h)
-        h += 1  # the memory of the site's output, behind it
+        h += 1  # the memory of the site's output, after it
         return self.head(F.relu(self.second(flat)) + h.flatten(1))
 
 
 @dataclass
 class Case:
-    make: object
-    inputs: object
-    sites: list
+    """Hold a function that makes a model, one that makes its arguments and keywords, and the sites to be tested."""
+
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+    sites: list[str]
 
 
 def rows(*shape, seed=0):

@@ -12,7 +12,7 @@ Geometry = tuple[Any, ...]
 
 
 def has_storage(tensor: Tensor) -> bool:
-    """Say whether a tensor is a view of one piece of memory: not a sparse or nested one."""
+    """Tell whether a tensor is a view of one piece of memory: not a sparse or nested one."""
     return tensor.layout is torch.strided and not tensor.is_nested
 
 

@@ -134,7 +134,7 @@ class Suffix:
 
     @property
     def differentiable(self) -> bool:
-        """Say whether gradients flow through the tape as through a full pass (found out on the first batch)."""
+        """Tell whether gradients flow through the tape as through a full pass (found out on the first batch)."""
         tape = self.tape
         if tape is None:
             return False

@@ -29,9 +29,6 @@ from lightning_neuroimp.capture.suffix.tape import Fill, Slot, Step, Tape
 _REARRANGING = ("aten::resize_", "aten::resize_as_", "aten::set_", "aten::_resize_output_", "aten::set_data")
 """Operations by which a storage changes its size or its owner, after which its views cannot be made again."""
 
-_COLLECTIVE = ("c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
-"""Namespaces of operations by which processes exchange data."""
-
 
 class _Memory(NamedTuple):
     """Hold what is known of memory that depends on the activations.
@@ -132,7 +129,7 @@ class TapeRecorder(_compat.TorchDispatchMode):
             self._modes.enter_context(self)
 
     def depends(self, tensor: Tensor) -> bool:
-        """Say whether the tensor's memory depends on the activations."""
+        """Tell whether the tensor's memory depends on the activations."""
         return self.started and has_storage(tensor) and storage_of(tensor) in self._memory
 
     def finish(self, outputs: Sequence[Any]) -> Tape | None:
@@ -165,7 +162,7 @@ class TapeRecorder(_compat.TorchDispatchMode):
         if not _compat.is_operation(func):
             self.stop(f"an operation of a higher order follows it ({func})")
             return func(*args, **kwargs)
-        if func.namespace in _COLLECTIVE:  # also of weights: sharded modules gather them and give them back
+        if func.namespace in _compat.COLLECTIVE:  # also of weights: sharded modules gather them and give them back
             self.stop(f"processes exchange data after it ({func.name()})")
             return func(*args, **kwargs)
         self.busy = True
@@ -201,7 +198,7 @@ class TapeRecorder(_compat.TorchDispatchMode):
         return out
 
     def _is_plain(self, tensor: Tensor) -> bool:
-        """Say whether a result can be followed by its memory; stop if not."""
+        """Tell whether a result can be followed by its memory; stop if not."""
         if not has_storage(tensor):
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
             self.stop(f"results that depend on it are {kind} tensors")

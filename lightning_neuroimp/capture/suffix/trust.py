@@ -54,7 +54,7 @@ class Trust:
         )
 
     def knows(self, tape: Tape) -> bool:
-        """Say whether a tape took a way through the model on which one has reproduced a full pass."""
+        """Tell whether a tape took a way through the model on which one has reproduced a full pass."""
         return tape.signature in self._values
 
     def try_values(
@@ -90,7 +90,7 @@ class Trust:
         return None
 
     def try_gradients(self, tape: Tape, activation: Tensor, by_tape: Logits, by_full_pass: Logits) -> bool:
-        """Say whether gradients flow through a tape as through a full pass; warn about the first that differs.
+        """Tell whether gradients flow through a tape as through a full pass; warn about the first that differs.
 
         Args:
             tape: of the batch.
@@ -131,7 +131,7 @@ def random_mask(activation: Tensor, n_neurons: int) -> Bool[Tensor, "sample neur
 
 
 def agree(found: Tensor, expected: Tensor, intact: Tensor) -> bool:
-    """Say whether two results agree, as well as the difference between expected and intact can tell.
+    """Tell whether two results agree, as well as the difference between expected and intact can tell.
 
     Args:
         found: by a tape.

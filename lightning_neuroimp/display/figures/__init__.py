@@ -1,1 +1,1 @@
-"""Draw figures of results, one kind per module. Matplotlib is imported inside the functions that draw."""
+"""Draw figures of results, one kind per file; Matplotlib is imported inside the functions that draw."""

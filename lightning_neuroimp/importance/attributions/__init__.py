@@ -1,1 +1,1 @@
-"""importance/attributions."""
+"""Compute scores of neurons for the samples of a batch: one family of attributions per file."""

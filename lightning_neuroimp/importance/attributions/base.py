@@ -1,6 +1,6 @@
-"""Attributions by name, and what a user's function must give.
+"""Resolve attributions: names, callables and `Attribution`s to validated scores.
 
-To add one: write a function `SiteBatch -> (sample, neuron) scores` in a file of its family beside this one, and add it
+To add one, write a function `SiteBatch -> (sample, neuron) scores` in the file of its family in this folder, and add it
 to `ATTRIBUTIONS`.
 """
 
@@ -34,10 +34,10 @@ class Attribution:
     """Give a score a name.
 
     Attributes:
-        name: in results, tags and tables.
-        score: gives each sample's score of each neuron.
+        name: name in results, tags and tables.
+        score: gives the score of each neuron for each sample.
         needs_gradient: whether it reads `SiteBatch.gradient`.
-        cost: what it takes at each layer in addition to the passes that all scores share, in words.
+        cost: passes that it takes at each layer in addition to those that all scores share, in words.
         kind: key of a built-in score; "own" for a user's function, whatever its name is.
 
     >>> Attribution("size", lambda batch: batch.sum_positions(batch.deviation.abs()), needs_gradient=False).kind
@@ -51,13 +51,13 @@ class Attribution:
     kind: str = OWN
 
     def __call__(self, site_batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-        """Compute the scores.
+        """Compute the scores of one site on one batch.
 
         Args:
-            site_batch: one site's activations and gradients.
+            site_batch: activations and gradients of the site.
 
         Raises:
-            InvalidArgument: if a user's function fails, or its outcome is not one score per sample and neuron.
+            InvalidArgument: if a user's function fails, or does not return one score per sample and neuron.
         """
         with _validate.users_function(f"attribution {self.name!r}"):
             scores = self.score(site_batch)
@@ -72,6 +72,7 @@ class Attribution:
 
 
 def _built_in(score: AttributionFn, *, needs_gradient: bool = False, cost: str = "") -> Attribution:
+    """Make an attribution of a built-in score, under the function's name."""
     name = score.__name__  # type: ignore[attr-defined]
     return Attribution(name, score, needs_gradient, cost, kind=name)
 
@@ -100,29 +101,31 @@ def resolve_attributions(attribution: Any) -> tuple[Attribution, ...]:
         attribution: one of these, or a sequence of them.
 
     Raises:
-        InvalidArgument: if a name is unknown or comes twice, or nothing was asked for.
+        InvalidArgument: if a name is unknown or occurs twice, or the sequence is empty.
     """
     single = isinstance(attribution, str) or callable(attribution) or not isinstance(attribution, Sequence)
-    found = tuple(_resolved(one) for one in ([attribution] if single else attribution))
-    names = [one.name for one in found]
+    found = tuple(_resolved(value) for value in ([attribution] if single else attribution))
+    names = [resolved.name for resolved in found]
     if not names:
-        raise InvalidArgument("attribution is empty: name at least one")
+        raise InvalidArgument("attribution is empty: name at least one, such as 'gradient_x_activation'")
     if len(set(names)) < len(names):
         raise InvalidArgument(
-            f"attributions must have different names, got {names}; wrap one as Attribution(name, score)"
+            f"attributions must have different names, got {_validate.shown(names)}; wrap one as "
+            "Attribution(name, score)"
         )
     return found
 
 
-def _resolved(one: Any) -> Attribution:
-    if isinstance(one, Attribution):
-        return one
-    if isinstance(one, str) and one in ATTRIBUTIONS:
-        return ATTRIBUTIONS[one]
-    if callable(one) and not isinstance(one, type):
-        return Attribution(getattr(one, "__name__", type(one).__name__), one)
-    close = f"; {_validate.closest(one, ATTRIBUTIONS, 'attributions')}" if isinstance(one, str) else ""
+def _resolved(value: Any) -> Attribution:
+    """Return the attribution that one name, callable or `Attribution` stands for."""
+    if isinstance(value, Attribution):
+        return value
+    if isinstance(value, str) and value in ATTRIBUTIONS:
+        return ATTRIBUTIONS[value]
+    if callable(value) and not isinstance(value, type):
+        return Attribution(getattr(value, "__name__", type(value).__name__), value)
+    close = f"; {_validate.closest(value, ATTRIBUTIONS, 'attributions')}" if isinstance(value, str) else ""
     raise InvalidArgument(
         f"attribution must be among {sorted(ATTRIBUTIONS)}, or a callable (SiteBatch) -> scores of shape "
-        f"(sample, neuron), got {one!r}{close}"
+        f"(sample, neuron), got {_validate.shown(value, 60)}{close}"
     )

@@ -1,4 +1,4 @@
-"""An uninformative score: the null control."""
+"""Give an uninformative score: the null control."""
 
 from zlib import crc32
 
@@ -13,7 +13,8 @@ from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 def random(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
     """Draw one standard normal score per neuron, the same for all samples, clusters and halves.
 
-    Independent scores per half would be another null than the random control's, whose orders are shared by the halves.
+    Independent scores per half would give another null distribution than the random control, whose orders the halves
+    share.
     """
     generator = np.random.default_rng([batch.seed, crc32(batch.where.key.encode()), 1])
     scores = torch.from_numpy(generator.standard_normal(batch.n_neurons))

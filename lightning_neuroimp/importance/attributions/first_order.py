@@ -1,7 +1,7 @@
-"""Scores from one forward and one backward pass: the distance that removal moves a neuron, the slope, their product.
+"""Score neurons by one forward and one backward pass: how far removal moves a neuron, the gradient, their product.
 
 The effect of removing neuron j is, to first order, (h_j - b_j) dm/dh_j: the product. Neither factor alone is
-invariant when a neuron is rescaled without changing the function, so neither can measure removal.
+invariant when a neuron is rescaled without changing the function, so that neither can measure removal.
 """
 
 from jaxtyping import Float
@@ -11,18 +11,18 @@ from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 
 
 def activation(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """Return h - b, summed over positions, in units of the activations."""
+    """Return activation - baseline, h - b, summed over positions, in units of the activation."""
     return batch.sum_positions(batch.deviation)
 
 
 def gradient(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """Return dm/dh, summed over positions: a sensitivity, in units of the target per unit of activation."""
+    """Return the target's gradient dm/dh, summed over positions, in units of the target per unit of activation."""
     assert batch.gradient is not None
     return batch.sum_positions(batch.gradient)
 
 
 def gradient_x_activation(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """Return (h - b) dm/dh, summed over positions: removal's effect to first order, in units of the target.
+    """Return (h - b) dm/dh, summed over positions: the effect of removal to first order, in units of the target.
 
     References:
         Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", 2017, without

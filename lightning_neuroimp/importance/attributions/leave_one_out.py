@@ -1,4 +1,4 @@
-"""Scores from ablations: what the removal of single neurons does, measured."""
+"""Score neurons by ablations: the measured effect of removing each of them alone."""
 
 import torch
 from jaxtyping import Float
@@ -8,9 +8,9 @@ from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 
 
 def leave_one_out(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
-    """Return m(h) - m(h with neuron j at its baseline): the effect of removing one neuron alone, exactly.
+    """Return m(h) - m(h with neuron j at its baseline): the exact effect of removing one neuron, in the target's units.
 
-    Takes one run of what follows the site for each neuron.
+    Takes one pass of what follows the site for each neuron.
     """
     every = torch.eye(batch.n_neurons, dtype=torch.bool, device=batch.activation.device)
     return batch.suffix.effects(every).T

@@ -1,4 +1,4 @@
-"""SiteBatch: one site's activations and gradients for one batch, which every attribution is given."""
+"""Hold the activations and gradients of one site on one batch: the argument of every attribution."""
 
 from dataclasses import dataclass
 
@@ -23,15 +23,15 @@ class SiteBatch:
     Attributes:
         where: the site.
         axis: axis of the channels in `activation`; a neuron is one channel, or a group of neighbours.
-        activation: at the site, samples first.
-        gradient: gradient of each sample's own target with respect to it, same shape; zero where the target does not
-            depend on it, and at positions that do not count. None where no attribution needs it.
-        baseline: what removal puts in its place, shaped to broadcast against it.
-        seed: for scores that draw random numbers.
+        activation: activations at the site, samples first.
+        gradient: gradient of each sample's own target with respect to them, same shape; zero where the target does not
+            depend on them, and at positions that do not count. None if no attribution needs it.
+        baseline: what removal puts in their place, shaped to broadcast against them.
+        seed: seed for scores that draw random numbers.
         index: number of each sample in the stream, for draws that must not depend on how samples are batched.
         suffix: the target as a function of the site's activations: `suffix.target(activation)`, also for gradients,
             and `suffix.effects(masks)`.
-        positions: True at those that count: unpadded tokens, or the one that the site names; None: all.
+        positions: True at positions that count: unpadded tokens, or the one that the site names; None: all.
     """
 
     where: Site
@@ -71,6 +71,6 @@ class SiteBatch:
         """Sum over all axes but samples and neurons: over space for a convolution, over unpadded tokens.
 
         Args:
-            values: one per activation.
+            values: one value per activation.
         """
         return sum_groups(sum_positions(values, self.axis, self.positions), self.group)

@@ -1,4 +1,4 @@
-"""SuffixTarget: the target as a function of a site's activations, for one batch."""
+"""Compute the target as a function of a site's activations, for one batch."""
 
 from functools import cached_property
 from typing import Any
@@ -17,16 +17,16 @@ MAX_LOGITS = 2**20
 
 
 class SuffixTarget:
-    """Compute the target from other activations at a site, at the cost of what follows the site.
+    """Compute the target from other activations at a site, by running what follows the site.
 
-    The forward pass that this takes is made when it is first used.
+    The forward pass that records what follows is made on first use.
 
     Attributes:
         index: numbers of the batch's samples in the stream.
 
     Args:
         recorder: of the model and the removal.
-        batch: on the host.
+        batch: the batch on the host.
         target: the scalar that is explained per sample.
         index: numbers of the samples in the stream, for their donors.
     """
@@ -36,13 +36,14 @@ class SuffixTarget:
 
     @cached_property
     def _suffix(self) -> Suffix:
+        """Record what follows the site, once."""
         return self._recorder.record(self._batch, self.index)
 
     def target(self, activation: Float[Tensor, " sample *rest"]) -> Float[Tensor, " sample"]:
-        """Return each sample's target with other activations; differentiable where these require a gradient.
+        """Return each sample's target with other activations; differentiable if these require a gradient.
 
         Args:
-            activation: of the site's shape.
+            activation: other activations, of the shape of those at the site.
         """
         return self._target.values(*self._suffix(activation))
 
@@ -59,6 +60,7 @@ class SuffixTarget:
             waiting: list[tuple[Tensor, Tensor]] = []
 
             def take() -> None:
+                """Compute the targets of the waiting logits and let go of these."""
                 logits, classes = (torch.cat(part) for part in zip(*waiting, strict=True))
                 left.append(self._target.values(logits, classes).reshape(len(waiting), -1))
                 waiting.clear()
