@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from lightning_neuroimp import (
     AblationFaithfulness,
     ProbeSet,
-    ablation,
     ablation_faithfulness,
-    faithfulness,
     neuron_importance,
 )
 from lightning_neuroimp import statistics as stats
-from lightning_neuroimp.results import Results
+from lightning_neuroimp.ablation.judge import Judge
+from lightning_neuroimp.results.measurement import Results
+from lightning_neuroimp.study import ablation
 
 Batches = list[tuple[Tensor, Tensor]]
 Row = dict[str, Any]
@@ -209,22 +209,23 @@ def coverage(quick: bool) -> Iterator[Row]:
         n_random=n_draws, fractions=(0.05, 0.1, 0.2, 0.5), max_samples=2000, least_first=True
     )
     # the outcomes of single samples are not part of the results: they are caught where they are judged
-    judges: list[faithfulness.Judge] = []
-    original = faithfulness.Judge.comparisons
-    faithfulness.Judge.comparisons = lambda self: judges.append(self) or original(self)  # type: ignore
+    judges: list[Judge] = []
+    original = Judge.comparisons
+    Judge.comparisons = lambda self: judges.append(self) or original(self)  # type: ignore
     probe = ProbeSet.from_batches(batches, max_samples=2000)
     found = neuron_importance(model, probe, layers="1", attribution=names, clusters=lambda batch: batch[1] * 0)
     try:
         ablation_faithfulness(model, probe, found, settings)
     finally:
-        faithfulness.Judge.comparisons = original  # type: ignore[method-assign]
+        Judge.comparisons = original  # type: ignore[method-assign]
     (judge,) = judges
-    control, rows = judge.level[judge.plan.control :], np.concatenate(judge.rows)
-    point = faithfulness.nearest(judge.removed, judge.control.shape[1], 0.1)
-    masks = np.argsort(judge.control, axis=1) < judge.removed[point]
-    effects = judge.outcomes.intact_margin - judge.outcomes.margin[judge.plan.control :, point]
+    control, rows = judge.level[judge.orders.control :], judge.members[-1]
+    removed, orders = judge.control.removed, judge.control.orders
+    point = int(np.abs(removed - 0.1 * orders.shape[1]).argmin())
+    masks = np.argsort(orders, axis=1) < removed[point]
+    effects = judge.outcomes.intact_margin - judge.outcomes.margin[judge.orders.control :, point]
     for position, name in enumerate(names):
-        own, least = judge.level[position], judge.level[judge.plan.least[position]]
+        own, least = judge.level[position], judge.level[judge.orders.least[position]]
         other = judge.level[1 - position]
         scores = masks @ found["1", name].mean[0]
         truth = {

@@ -31,13 +31,13 @@ from lightning_neuroimp import (
     ProbeSet,
     Results,
     ablation_faithfulness,
-    diagnosis,
     neuron_importance,
-    rankings,
     statistics,
-    verdicts,
 )
-from lightning_neuroimp.results import Faithfulness
+from lightning_neuroimp.results import verdict as verdicts
+from lightning_neuroimp.results.faithfulness import Faithfulness
+from lightning_neuroimp.results.findings.evidence import captured_effect
+from lightning_neuroimp.results.findings.layers import joint_effects
 
 Row = dict[str, Any]
 Outcome = tuple[str, bool, bool, float]
@@ -243,7 +243,7 @@ def scores(model: nn.Module, layers: list[str], data: Data, seed: int) -> Iterat
                 default = judged(fresh, site, "gradient_x_activation")
                 for score, name in RANKINGS.items():
                     one = judged(fresh, site, score)
-                    figure = -rankings.captured_effect(results[site, score])
+                    figure = -captured_effect(results[site, score])
                     yield name, weak(one, default), raised(results, name, site, score), figure
                 for score, absolute in ABSOLUTE_OF.items():
                     figure = float(judged(results, site, score).alternative_interval[0, -1, 0])
@@ -277,7 +277,7 @@ def targets(model: nn.Module, layers: list[str], data: Data, seed: int) -> Itera
             fresh = measured(model, data.fresh, layers, seed + 1, clusters=clusters, target=target)
             for site in found.sites:
                 short = weak(judged(fresh, site), judged(margin, site))
-                figure = -rankings.captured_effect(found[site])
+                figure = -captured_effect(found[site])
                 yield "saturated-target", short, raised(found, "saturated-target", site), figure
 
 
@@ -394,7 +394,7 @@ def built(kind: type[nn.Module], data: Data, seed: int) -> Iterator[Outcome]:
     for copies in (1, 3, 6):
         for baseline in ("zero", "mean"):
             found = measured(Built(model, "copies", copies).eval(), data.validation, ["site"], seed, baseline=baseline)
-            _, lower, _, _ = diagnosis.joint_effects(found, found["site"])
+            _, lower, _, _ = joint_effects(found, found["site"])
             # a maximum stands in for a copy that is set to less; set to the mean it may be the maximum itself
             yield "redundancy", copies > 1 and baseline == "zero", raised(found, "redundancy"), lower
     with torch.no_grad():

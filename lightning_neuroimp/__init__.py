@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_neuroimp.capture.isolation import undisturbed
     from lightning_neuroimp.capture.listing import list_sites
     from lightning_neuroimp.clusters.kmeans import KMeansClusters
-    from lightning_neuroimp.importance.attributions.base import Attribution
+    from lightning_neuroimp.importance.attributions.registry import Attribution
     from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
     from lightning_neuroimp.results.activity import SiteActivity
     from lightning_neuroimp.results.agreement import Drift, Randomisation, Reliability
@@ -70,7 +70,7 @@ __all__ = [
 
 _HOME = {
     "AblationFaithfulness": "ablation.settings",
-    "Attribution": "importance.attributions.base",
+    "Attribution": "importance.attributions.registry",
     "ClusterTable": "results.clusters",
     "Comparison": "results.faithfulness",
     "DeletionCurve": "results.faithfulness",

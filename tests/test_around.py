@@ -289,14 +289,14 @@ def test_a_layer_that_a_batch_does_not_reach(tmp_path):
         validated(tmp_path, Gated(), layers="extra", data=subset(torch.arange(128)))
     results = validated(tmp_path, Gated(), layers=["encoder.2", "ext*"], data=subset(torch.arange(128))).results
     assert results.sites == ("encoder.2",)
-    assert any("extra: passed over" in note for note in results.notes)
+    assert any("extra: skipped" in note for note in results.notes)
 
 
 def test_one_batch_one_sample_one_class(tmp_path):
     one_batch = validated(tmp_path, data=subset(torch.arange(16)))
     assert "few-samples" in one_batch.summary()
     one_sample = validated(tmp_path, data=subset(torch.arange(1)))
-    assert one_sample.results["encoder.2"].faithfulness.verdict == ("too few samples to say",)
+    assert one_sample.results["encoder.2"].faithfulness.verdict == ("too few samples to say",) * 2
     assert "nan" not in one_sample.summary()
 
 
@@ -310,7 +310,7 @@ class Diverging(Classifier):
 def test_a_model_that_turns_to_nan_marks_the_measurement_as_missing(tmp_path):
     callback = ours()
     run = trainer(tmp_path, [callback], max_epochs=3)
-    with pytest.warns(UserWarning, match="no measurement of epoch [12]; training goes on. FloatingPointError"):
+    with pytest.warns(UserWarning, match="no measurement of epoch [12]; training goes on. NonFiniteOutputs"):
         run.fit(Diverging(), *loaders())
     assert callback.results.epoch == 0
     assert float(run.callback_metrics["neuroimp/measured_epoch"]) == 0
@@ -377,8 +377,22 @@ def test_a_mistake_stops_a_training_only_at_its_beginning(tmp_path):
     with pytest.warns(UserWarning) as said:
         run.fit(Classifier(), *loaders())
     said = [str(one.message).rpartition("training goes on. ")[2] for one in said if "goes on" in str(one.message)]
-    assert said == ["RuntimeError: early", "RuntimeError: early", "ValueError: late", "ValueError: late"]
+    assert said == ["RuntimeError: early"] * 2 + ["InvalidArgument: forward_fn failed with ValueError: late"] * 2
     assert run.current_epoch == 4
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, KeyError, AttributeError, RuntimeError])
+@pytest.mark.parametrize("place", ["importance.moments.CellMoments.means", "ablation.judge.Judge.faithfulness"])
+def test_a_fault_of_our_own_in_the_first_measurement_stops_nothing(place, error, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise error("ours")
+
+    monkeypatch.setattr(f"lightning_neuroimp.{place}", fail)
+    run = trainer(tmp_path, [callback := ours()], max_epochs=2)
+    with pytest.warns(UserWarning, match=f"training goes on. {error.__name__}: .?ours"):
+        run.fit(Classifier(), *loaders())
+    assert run.current_epoch == 2
+    assert callback.summary() == "neuroimp: nothing measured yet"
 
 
 def test_a_mistake_after_a_resume_is_a_warning(tmp_path):
@@ -390,7 +404,7 @@ def test_a_mistake_after_a_resume_is_a_warning(tmp_path):
         raise ValueError("wrong")
 
     run = trainer(tmp_path, [ours(forward_fn=wrong)], max_epochs=2, **options)
-    with pytest.warns(UserWarning, match="training goes on. ValueError: wrong"):
+    with pytest.warns(UserWarning, match="training goes on. InvalidArgument: forward_fn failed with ValueError: wrong"):
         run.fit(Classifier(), *loaders(), ckpt_path=first.checkpoint_callback.best_model_path)
     assert run.current_epoch == 2
 

@@ -1,4 +1,4 @@
-"""Measure importance and check it, inside a trainer; halve the passes while memory runs out."""
+"""Measure importance and check it, inside a trainer."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,22 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.memory import garbage_collection_cuda
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
 from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.batches.processes import Processes
-from lightning_neuroimp.callbacks.processes import failing_together, gather_objects, out_of_memory
+from lightning_neuroimp.callbacks.out_of_memory import PassSize
+from lightning_neuroimp.callbacks.processes import failing_together, gather_objects
 from lightning_neuroimp.callbacks.progress import trainer_progress
 from lightning_neuroimp.callbacks.publishing import step_of
 from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.subject import Subject
-from lightning_neuroimp.errors import MeasurementFailed
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.measurement import Results
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 from lightning_neuroimp.study.ablation import measure_faithfulness
 from lightning_neuroimp.study.importance import measure_importance
 from lightning_neuroimp.study.randomisation import measure_randomisation
@@ -34,19 +32,17 @@ class Measurer:
     """Measure a module in a trainer.
 
     Attributes:
-        name: name of the callback, for warnings.
         settings: settings of the importance measurement.
         check: settings of its check by ablation; None: no check is made.
         forward_fn: gives logits and targets of a batch; None: they are inferred.
-        batch_size: number of samples in our passes; halved when memory runs out.
+        pass_size: number of samples in our passes; halved when memory runs out.
         check_seconds: duration of the last check, in seconds.
     """
 
-    name: str
     settings: ImportanceSettings
     check: AblationFaithfulness | None
     forward_fn: ForwardFn | None
-    batch_size: int | None
+    pass_size: PassSize
     check_seconds: float = 0.0
 
     def measure(
@@ -76,7 +72,7 @@ class Measurer:
             results = measure_importance(subject, self.settings, previous, trainer.current_epoch, step_of(trainer))
             return self._check(subject, results) if checked else results
 
-        return self._with_less_memory(trainer, module, probe, once)
+        return self._run(trainer, module, probe, once)
 
     def check_again(
         self, trainer: "pl.Trainer", module: "pl.LightningModule", probe: ProbeSet, results: Results
@@ -92,7 +88,7 @@ class Measurer:
         Raises:
             Exception: the error of any process, on all of them.
         """
-        return self._with_less_memory(trainer, module, probe, lambda subject: self._check(subject, results))
+        return self._run(trainer, module, probe, lambda subject: self._check(subject, results))
 
     def _check(self, subject: Subject, results: Results) -> Results:
         """Check a measurement by ablation, and by randomised weights if asked for; note how long it takes."""
@@ -106,14 +102,14 @@ class Measurer:
         self.check_seconds = time.monotonic() - start
         return results
 
-    def _with_less_memory(
+    def _run(
         self,
         trainer: "pl.Trainer",
         module: "pl.LightningModule",
         probe: ProbeSet,
         once: Callable[[Subject], Results],
     ) -> Results:
-        """Measure; halve the passes and start again while memory runs out.
+        """Measure with nothing disturbed and nothing logged, and add the findings.
 
         Args:
             trainer: gives the precision and the progress bar.
@@ -122,34 +118,18 @@ class Measurer:
             once: measures with passes of one size.
 
         Raises:
-            MeasurementFailed: if memory runs out with one sample in a pass.
-            Exception: any other error of any process, on all of them.
+            Exception: the error of any process, on all of them.
         """
-        while True:
-            progress = trainer_progress(trainer)
-            try:
-                with failing_together(), trainer.precision_plugin.forward_context(), _not_logging(module):
-                    with undisturbed(module):
-                        processes = Processes(gather_objects)
-                        results = once(Subject(module, probe, self.forward_fn, self.batch_size, processes, progress))
-                    return results.replace(findings=diagnose(results))
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                message = f"{type(error).__name__}: {error}"
-            # outside of the except clause, as the exception keeps alive what filled the memory
-            garbage_collection_cuda()
-            size = self.batch_size or max(gather_objects(probe.batch_size))
-            if size == 1:
-                raise MeasurementFailed(
-                    f"memory ran out with one sample in a pass ({message[:120]}): explain fewer layers in one "
-                    "callback, or leave more of the accelerator's memory free"
-                )
-            self.batch_size = size // 2
-            rank_zero_warn(
-                f"NeuronImportance {self.name!r}: memory ran out in passes of {size} samples; passes take "
-                f"{self.batch_size} from now on. To begin with so few, pass batch_size={self.batch_size}"
-            )
+
+        def work(batch_size: int | None) -> Results:
+            """Measure with passes of one size; fail on all processes if it fails on one."""
+            progress, processes = trainer_progress(trainer), Processes(gather_objects)
+            with failing_together(), trainer.precision_plugin.forward_context(), _not_logging(module):
+                with undisturbed(module):
+                    results = once(Subject(module, probe, self.forward_fn, batch_size, processes, progress))
+                return results.replace(findings=diagnose(results))
+
+        return self.pass_size.halving(probe, work)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_neuroimp.display.tensorboard.tags import cluster_tags, site_tag, tag
+from lightning_neuroimp.display.tags import cluster_tags, site_tag, tag
 from lightning_neuroimp.results.history import agreement
 from lightning_neuroimp.results.measurement import Results
 

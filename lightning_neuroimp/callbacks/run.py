@@ -15,6 +15,7 @@ from lightning_neuroimp.batches.probe import ProbeSampler
 from lightning_neuroimp.callbacks.collecting import Collector
 from lightning_neuroimp.callbacks.measuring import Measurer
 from lightning_neuroimp.callbacks.metrics import check_metrics, metrics, missing_metrics
+from lightning_neuroimp.callbacks.out_of_memory import PassSize
 from lightning_neuroimp.callbacks.processes import failing_together, gather_objects
 from lightning_neuroimp.callbacks.progress import say
 from lightning_neuroimp.callbacks.publishing import Publisher
@@ -26,7 +27,7 @@ from lightning_neuroimp.clusters.choice import kind_of
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.history import agreement
 from lightning_neuroimp.results.measurement import Results
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 from lightning_neuroimp.study.settings import ImportanceSettings
 
 
@@ -85,7 +86,9 @@ class MeasuredRun:
         self.results, self.checked = results, checked
         self.collector = Collector(options.new_sampler)
         self.schedule: Schedule | None = None
-        self._measurer = Measurer(options.name, options.settings, options.check, options.forward_fn, options.batch_size)
+        self._measurer = Measurer(
+            options.settings, options.check, options.forward_fn, PassSize(options.name, options.batch_size)
+        )
         self._publisher = Publisher(options.name, options.results_dir, options.describe_sample)
         self._missing: dict[str, float] = {}  # stands for a measurement that failed
         self._proved = False  # whether a measurement of this run has succeeded

@@ -15,7 +15,7 @@ import torch
 
 from lightning_neuroimp.clusters.choice import describe_source
 from lightning_neuroimp.results.history import Agreement
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 from lightning_neuroimp.site import OWN, Site
 from lightning_neuroimp.study.settings import ImportanceSettings
 

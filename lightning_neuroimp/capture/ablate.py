@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightning_neuroimp import _validate
 from lightning_neuroimp.batches.fields import find_tokens
-from lightning_neuroimp.capture.axes import AxisTracker
 from lightning_neuroimp.capture.hooks import SiteHook
+from lightning_neuroimp.capture.neuron_axis import AxisTracker
 from lightning_neuroimp.capture.positions import along_axis, along_positions, chosen_positions
 from lightning_neuroimp.capture.site_tensor import read_activation, write_activation
 from lightning_neuroimp.capture.sites import find_sites

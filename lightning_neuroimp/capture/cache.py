@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_neuroimp.capture.axes import AxisTracker
 from lightning_neuroimp.capture.hooks import SiteHook
+from lightning_neuroimp.capture.neuron_axis import AxisTracker
 from lightning_neuroimp.capture.site_tensor import read_activation, write_activation
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Site

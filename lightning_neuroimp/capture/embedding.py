@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lightning_neuroimp.capture.axes import AxisTracker
 from lightning_neuroimp.capture.hooks import SiteHook
+from lightning_neuroimp.capture.neuron_axis import AxisTracker
 from lightning_neuroimp.capture.positions import chosen_positions, count_positions, sum_positions
 from lightning_neuroimp.capture.site_tensor import read_activation
 from lightning_neuroimp.capture.sites import find_sites

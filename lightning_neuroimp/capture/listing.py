@@ -11,10 +11,10 @@ from torch import nn
 
 from lightning_neuroimp.batches.layout import read_batch
 from lightning_neuroimp.batches.structure import copied_to
-from lightning_neuroimp.capture.axes import AxisTracker
 from lightning_neuroimp.capture.forward import ForwardFn, forward_logits, model_device
 from lightning_neuroimp.capture.hooks import SiteHook
 from lightning_neuroimp.capture.isolation import undisturbed
+from lightning_neuroimp.capture.neuron_axis import AxisTracker
 from lightning_neuroimp.capture.site_tensor import describe_shapes, read_activation
 from lightning_neuroimp.capture.sites import find_sites
 from lightning_neuroimp.errors import InvalidArgument

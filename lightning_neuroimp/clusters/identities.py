@@ -7,7 +7,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from lightning_neuroimp.batches.numbers import rows_of
 from lightning_neuroimp.results.clusters import ClusterTable
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 
 MIN_OVERLAP = 0.5
 """Smallest Jaccard index between the members of two clusters that can be the same one."""

@@ -16,7 +16,7 @@ from lightning_neuroimp import _validate
 from lightning_neuroimp.clusters.classes import MAX_CLUSTERS
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.clusters import ClusterTable
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 from lightning_neuroimp.site import Site
 
 MINI_BATCH_FROM = 10**5

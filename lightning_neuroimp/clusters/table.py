@@ -9,7 +9,7 @@ from jaxtyping import Int
 from lightning_neuroimp.capture.sample_table import SampleTable
 from lightning_neuroimp.clusters.identities import agreement
 from lightning_neuroimp.results.clusters import ClusterTable
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 
 N_EXEMPLARS = 5
 """Number of samples that are listed for each cluster."""

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from lightning_neuroimp import statistics
 from lightning_neuroimp.results.agreement import Drift, Reliability
 from lightning_neuroimp.results.importance import Importance
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 
 TOP_SHARE = 0.1
 """Share of the neurons whose overlap is measured."""

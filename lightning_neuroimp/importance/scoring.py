@@ -23,8 +23,8 @@ from lightning_neuroimp.capture.walk import WalkedBatch, walk
 from lightning_neuroimp.clusters.assignment import Assignment
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.activity import ActivityMoments
-from lightning_neuroimp.importance.attributions.base import Attribution
 from lightning_neuroimp.importance.attributions.first_order import gradient_x_activation
+from lightning_neuroimp.importance.attributions.registry import Attribution
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 from lightning_neuroimp.importance.attributions.suffix_target import SuffixTarget
 from lightning_neuroimp.importance.moments import CellMoments, Cells

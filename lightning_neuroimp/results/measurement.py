@@ -19,8 +19,8 @@ from lightning_neuroimp.results.consistency import disagreements
 from lightning_neuroimp.results.faithfulness import Comparison
 from lightning_neuroimp.results.findings.finding import Finding
 from lightning_neuroimp.results.importance import Importance
+from lightning_neuroimp.results.older_versions import from_version_4
 from lightning_neuroimp.results.record import Record
-from lightning_neuroimp.results.upgrades import from_version_4
 from lightning_neuroimp.site import Site
 
 FORMAT, VERSION = "lightning_neuroimp.results", 5

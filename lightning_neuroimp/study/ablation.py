@@ -17,7 +17,7 @@ from lightning_neuroimp.ablation.greedy import greedy_orders
 from lightning_neuroimp.ablation.judge import LDS_FRACTION, Judge, RandomControl
 from lightning_neuroimp.ablation.orders import choose_samples, plan_orders
 from lightning_neuroimp.ablation.outcomes import CellBatch, Outcomes, ablate_orders
-from lightning_neuroimp.ablation.settings import MIN_RANDOM, AblationFaithfulness
+from lightning_neuroimp.ablation.settings import AblationFaithfulness
 from lightning_neuroimp.ablation.specificity import judge_specificity, specificity_orders
 from lightning_neuroimp.batches.numbers import rows_of
 from lightning_neuroimp.batches.probe import ProbeSet
@@ -225,18 +225,19 @@ class _Check:
             n_cells, processes = 2 * len(results.clusters.ids), self.subject.processes
             greedy = greedy_orders(recorder, self._batches(), removed, n_cells, processes=processes)
         planned = plan_orders(importances, settings, greedy)
-        outcomes, made = self._first_round(recorder, [*planned.orders, *control.orders[:MIN_RANDOM, None]], removed)
-        while True:
-            judge = Judge(importances, outcomes, planned, control.first(made), self._groups(outcomes))
-            if made == settings.n_random or judge.decided():
-                return judge
-            total = next(total for total in rounds(settings.n_random) if total > made)
+        totals = rounds(settings.n_random)
+        made, later = totals[0], totals[1:]
+        outcomes = self._first_round(recorder, [*planned.orders, *control.orders[:made, None]], removed)
+        judge = Judge(importances, outcomes, planned, control.first(made), self._groups(outcomes))
+        for total in later:
+            if judge.decided():
+                break
             outcomes = outcomes.joined(self._ablate(recorder, list(control.orders[made:total, None]), removed))
             made = total
+            judge = Judge(importances, outcomes, planned, control.first(made), self._groups(outcomes))
+        return judge
 
-    def _first_round(
-        self, recorder: SuffixRecorder, orders: Sequence[np.ndarray], removed: np.ndarray
-    ) -> tuple[Outcomes, int]:
+    def _first_round(self, recorder: SuffixRecorder, orders: Sequence[np.ndarray], removed: np.ndarray) -> Outcomes:
         """Ablate the first orders, and compare the model with the results if asked for.
 
         Returns:
@@ -247,7 +248,7 @@ class _Check:
         # a model that draws random numbers gives other predictions each time: nothing can be compared
         if self._verify and same_states(before, random_states()):
             require_same_model(self.subject.model, self.results, outcomes)
-        return outcomes, MIN_RANDOM
+        return outcomes
 
     def _groups(self, outcomes: Outcomes) -> Int[np.ndarray, " sample"] | None:
         """Return the group of each sample of the outcomes."""

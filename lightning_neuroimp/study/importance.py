@@ -31,12 +31,12 @@ from lightning_neuroimp.clusters.identities import keep_identities
 from lightning_neuroimp.clusters.table import ClusterNaming, cluster_table
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.agreement import drift, reliability
-from lightning_neuroimp.importance.attributions.base import Attribution, AttributionFn
+from lightning_neuroimp.importance.attributions.registry import Attribution, AttributionFn
 from lightning_neuroimp.importance.scoring import ImportancePass, ScoreRequest, Scores
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 from lightning_neuroimp.site import Removal, Site
 from lightning_neuroimp.study.notes import importance_notes
 from lightning_neuroimp.study.probing import draw_probe, same_samples

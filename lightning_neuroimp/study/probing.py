@@ -7,7 +7,7 @@ from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.measurement import Results
-from lightning_neuroimp.results.previous import PreviousMeasurement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 
 
 def draw_probe(batches: Iterable[Any] | ProbeSet, **options: Any) -> ProbeSet:

@@ -20,7 +20,7 @@ from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.targets import Target, TargetFn
 from lightning_neuroimp.clusters.assignment import Assignment
 from lightning_neuroimp.errors import InvalidArgument
-from lightning_neuroimp.importance.attributions.base import Attribution, AttributionFn, resolve_attributions
+from lightning_neuroimp.importance.attributions.registry import Attribution, AttributionFn, resolve_attributions
 from lightning_neuroimp.importance.scoring import ImportancePass, ScoreRequest
 from lightning_neuroimp.results.agreement import Randomisation
 from lightning_neuroimp.results.findings.diagnosis import diagnose

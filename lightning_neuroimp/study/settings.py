@@ -11,7 +11,7 @@ from lightning_neuroimp.capture.targets import Target, validate_target_class
 from lightning_neuroimp.clusters.choice import BatchFn, Clusters, validate_clusters
 from lightning_neuroimp.clusters.classes import ClassClusters, validate_class_names, validate_classes
 from lightning_neuroimp.clusters.kmeans import KMeansClusters
-from lightning_neuroimp.importance.attributions.base import Attribution, resolve_attributions
+from lightning_neuroimp.importance.attributions.registry import Attribution, resolve_attributions
 
 MAX_SEED = 2**32 - 1
 

@@ -12,8 +12,8 @@ from lightning_neuroimp.display.figures.common import to_image
 from lightning_neuroimp.display.figures.deletion import MAX_PANELS, deletion_figure
 from lightning_neuroimp.display.figures.specificity import specificity_figure
 from lightning_neuroimp.display.summary import markdown, summary, summary_document
+from lightning_neuroimp.display.tags import cluster_tags
 from lightning_neuroimp.display.tensorboard.summaries import MAX_HISTOGRAMS, write_summaries
-from lightning_neuroimp.display.tensorboard.tags import cluster_tags
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.history import agreement
 from lightning_neuroimp.results.verdict import Verdict

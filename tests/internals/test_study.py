@@ -451,7 +451,7 @@ def test_the_limit_of_clusters_holds_over_processes():
     [
         (lambda model, batch: (model(batch[0])[:5], batch[1][:5]), {}, "5 rows of logits for a batch of 128 samples"),
         (lambda model, batch: (model(batch[0]).detach(), batch[1]), {}, "carry no gradient to any of the layers"),
-        (None, {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        (None, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_passes_that_cannot_be_made(forward_fn, options, phrase):
@@ -483,11 +483,11 @@ def test_too_few_samples_and_one_cluster():
     few = ablation_faithfulness(
         model, [data[0]], neuron_importance(model, [data[0]], layers="1"), AblationFaithfulness(max_samples=60)
     )
-    assert set(few["1"].faithfulness.verdict) == {"too few samples to say"}
+    assert set(few["1"].faithfulness.verdict[:-1]) == {"too few samples to say"}
     assert few["1"].faithfulness.verdict[-1] in ("faithful", "weak", "no better than random")
     one = neuron_importance(model, data, layers="1", clusters=lambda batch: ["everything"] * len(batch[1]))
     assert one.clusters.names == ("everything",)
-    assert ablation_faithfulness(model, data, one)["1"].faithfulness.gap.shape == (1,)
+    assert ablation_faithfulness(model, data, one)["1"].faithfulness.gap.shape == (2,)
 
 
 def test_a_loader_that_shuffles_is_noticed():

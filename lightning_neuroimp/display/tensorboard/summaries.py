@@ -13,7 +13,7 @@ from lightning_neuroimp.display.markdown import escape
 from lightning_neuroimp.display.sample_pictures import Description, samples_figure, samples_markdown
 from lightning_neuroimp.display.samples import MAX_SITES, exemplar_rows, largest_clusters, neuron_rows
 from lightning_neuroimp.display.summary import markdown
-from lightning_neuroimp.display.tensorboard.tags import cluster_tags, site_tag, tag
+from lightning_neuroimp.display.tags import cluster_tags, site_tag, tag
 from lightning_neuroimp.results.history import Agreement
 from lightning_neuroimp.results.measurement import Results
 
