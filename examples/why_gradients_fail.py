@@ -143,7 +143,8 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         judged = row.judged
         lines.append(
-            f"| {row.name} | {judged.gap[-1]:+.3f} | {judged.p_value[-1]:.2g} | {judged.lds[-1]:.2f} | {judged.verdict[-1]} | "
+            f"| {row.name} | {judged.gap[-1]:+.3f} | {judged.p_value[-1]:.2g} | {judged.lds[-1]:.2f} | "
+            f"{judged.verdict[-1]} | "
             f"{', '.join(row.findings) or 'none'} |"
         )
     return "\n".join(lines)
@@ -152,9 +153,10 @@ def table(rows: list[Row]) -> str:
 def verdict_on(name: str, rows: list[Row]) -> str:
     """What the recipe is worth on one network."""
     question, default = (next(row.judged for row in rows if row.name == which) for which in (QUESTION, DEFAULT))
-    share = question.gap[-1] / default.gap[-1]
+    gap, usual = float(question.gap[-1]), float(default.gap[-1])
+    share = gap / usual
     what = "the derivative and removal agree" if share > 0.8 else "no bug either: they do not agree on this network"
-    return f"{name}: the recipe's gap is {question.gap[-1]:+.3f}, {share:.0%} of the default's {default.gap[-1]:+.3f}: {what}."
+    return f"{name}: the recipe's gap is {gap:+.3f}, {share:.0%} of the default's {usual:+.3f}: {what}."
 
 
 def flipped(model: Perceptron, x: Tensor, y: Tensor) -> str:
@@ -286,7 +288,7 @@ def main() -> None:
         "    results = neuron_importance(model, loader, layers=..., attribution=['gradient_x_activation', 'gradient'])"
     )
     print("    results = ablation_faithfulness(model, loader, results)")
-    print("    print(report.summary(results))  # from lightning_neuroimp import report")
+    print("    print(results.summary())")
     if options.page:
         page = here / "why_gradients_fail.md"
         page.write_text(rewritten(page.read_text(), parts))

@@ -698,7 +698,7 @@ def test_a_later_failure_keeps_the_last_values(tmp_path):
     run = trainer(tmp_path, [callback(attribution=sometimes)])
     with pytest.warns(
         UserWarning,
-        match="no measurement of epoch 1; training goes on. InvalidArgument: attribution 'sometimes' failed with ValueError",
+        match="no measurement of epoch 1; training goes on. InvalidArgument: .* failed with ValueError",
     ):
         run.fit(Classifier(), *loaders())
     assert float(run.callback_metrics["neuroimp/measured_epoch"]) == 0

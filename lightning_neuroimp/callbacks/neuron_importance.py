@@ -123,15 +123,23 @@ class NeuronImportance(Callback):
         self.seed, self.on_error, self.results_dir = seed, on_error, results_dir
         self.target_class, self.classes, self.class_names = target_class, classes, class_names
         self.groups, self.stratify, self.describe_sample = groups, stratify, describe_sample
-        try:
-            self._options = self._validated()
-        except InvalidArgument as error:
-            raise MisconfigurationException(f"NeuronImportance: {error}") from error
+        self._options = self._validated()
         self._run = MeasuredRun(self._options, RunState())
         self._enabled = False
 
     def _validated(self) -> RunOptions:
-        """Validate the arguments, and return them in the form in which a run uses them.
+        """Validate the arguments, as the attributes hold them now.
+
+        Raises:
+            MisconfigurationException: if one of them is invalid.
+        """
+        try:
+            return self._to_options()
+        except InvalidArgument as error:
+            raise MisconfigurationException(f"NeuronImportance: {error}") from error
+
+    def _to_options(self) -> RunOptions:
+        """Turn the arguments into the options of a run.
 
         Raises:
             InvalidArgument: if one of them is invalid.
@@ -250,6 +258,7 @@ class NeuronImportance(Callback):
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Prepare a run of the trainer, and refuse one in which nothing could be measured."""
+        self._options = self._validated()  # an attribute may have been changed since
         # results stay; clusters keep their identities in another run if it is on the same samples
         before = self._run
         self._run = MeasuredRun(self._options, RunState(previous=before.state.previous), before.results, before.checked)

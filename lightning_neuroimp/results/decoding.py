@@ -98,7 +98,7 @@ def build(value: Any, hint: Any, where: str) -> Any:
         return value
     if issubclass(hint, Enum):
         if not isinstance(value, str) or value not in [member.value for member in hint]:
-            raise _mismatch(where, _validate.one_of([member.value for member in hint]), value)
+            raise _mismatch(where, _validate.one_of([repr(member.value) for member in hint]), value)
         return hint(value)
     return _plain(value, hint, where)
 
