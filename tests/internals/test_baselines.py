@@ -154,7 +154,7 @@ def test_one_class_for_all_samples(net):
     [
         (
             {"target_class": "truth"},
-            "target_class must be 'label' or 'predicted' or the number of a class, got 'truth'",
+            "target_class must be 'label', 'predicted' or the number of a class, got 'truth'",
         ),
         ({"target_class": 10}, r"target_class=10 is not among the classes 0..9 of the model"),
         ({"target_class": -1}, "target_class.* must be"),

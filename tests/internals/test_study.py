@@ -16,7 +16,9 @@ from lightning_neuroimp import (
     KMeansClusters,
     ProbeSet,
     ablation_faithfulness,
+    deletion_curve,
     neuron_importance,
+    weight_randomisation,
 )
 from lightning_neuroimp.ablation.outcomes import ablate_orders
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
@@ -522,3 +524,37 @@ def test_faithfulness_refuses_other_samples():
     assert ablation_faithfulness(model, data, results).has_faithfulness
     with pytest.raises(ValueError, match=r"do not give the 100 probe samples.* or one ProbeSet to both if it shuffles"):
         ablation_faithfulness(model, ProbeSet.from_batches(data, max_samples=100, seed=1), results)
+
+
+def test_a_deletion_curve_takes_no_importance_pass(monkeypatch):
+    """Its axis is that of one forward pass over one batch; only a mean baseline needs a pass over all."""
+    from lightning_neuroimp.importance.scoring import ImportancePass
+
+    def none_is_needed(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(ImportancePass, "run", none_is_needed)
+    calls = []
+    model, data = train(nn.ReLU, width=8, depth=1, epochs=1), validation_batches(100)
+    model.register_forward_hook(lambda *args: calls.append(1))
+    probe = ProbeSet.from_batches(data)
+    trial = 1  # a random ablation in a full pass
+    for baseline, survey in (("zero", 0), (0.5, 0), ("mean", 6)):
+        calls.clear()
+        deletion_curve(model, probe, range(8), layer="1", baseline=baseline)
+        assert len(calls) == 1 + survey + 6 + trial
+
+
+def test_randomised_weights_compute_only_what_is_read(monkeypatch):
+    from lightning_neuroimp.capture.embedding import EmbeddingReader
+    from lightning_neuroimp.importance.activity import ActivityMoments
+
+    model, data = train(nn.ReLU, width=8, depth=1, epochs=1), validation_batches(100)
+    results = neuron_importance(model, data, layers="1")
+
+    def none_is_read(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(ActivityMoments, "add", none_is_read)
+    monkeypatch.setattr(EmbeddingReader, "read", none_is_read)
+    assert weight_randomisation(model, data, results).randomisations
