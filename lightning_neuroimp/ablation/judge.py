@@ -101,6 +101,7 @@ class Judge:
         self.level = outcomes.correct.mean(1)
         self.accuracy = self._pool(outcomes.correct)
         self.margin = self._pool(outcomes.margin)
+        self._weights: dict[int, Float[np.ndarray, "replicate sample"]] = {}  # of resampled samples, by row
 
     def decided(self) -> bool:
         """Tell whether further random orders could not move any p-value across the level of the verdict."""
@@ -150,7 +151,7 @@ class Judge:
             ),
             lds=lds[0],
             reference_gap=np.stack([statistics.gap(self.accuracy[order], control) for order in references]),
-            reference_interval=np.stack([self._differences(order, own)[1] for order in references]),
+            reference_interval=self._differences(references, own)[1],
             alternatives=ALTERNATIVES,
             alternative_lds=lds[1:],
             alternative_interval=alternative_interval,
@@ -169,7 +170,7 @@ class Judge:
         """Compare every pair of attributions of the site: the difference of their gaps, with 95% intervals."""
         found = []
         for first, second in itertools.combinations(range(len(self.importances)), 2):
-            difference, interval = self._differences(self.orders.own[second], self.orders.own[first])
+            (difference,), (interval,) = self._differences([self.orders.own[second]], self.orders.own[first])
             found.append(
                 Comparison(
                     site=self.importances[0].site,
@@ -237,22 +238,29 @@ class Judge:
         """Compute the symmetric relevance gain and its 95% interval; NaN if the least important were not removed."""
         if not self.orders.least:
             return np.full(len(self.members), np.nan), np.full((len(self.members), 2), np.nan)
-        return self._differences(self.orders.least[position], self.orders.own[position])
+        (value,), (interval,) = self._differences([self.orders.least[position]], self.orders.own[position])
+        return value, interval
 
-    def _differences(self, order: int, other: int) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row 2"]]:
-        """Compute how much more accuracy one order leaves than another, and the 95% interval over the samples."""
-        difference = self.level[order] - self.level[other]
-        value = np.array([difference[rows].mean() if len(rows) else np.nan for rows in self.members], float)
-        return value, np.stack([self._mean_interval(difference[rows], rows) for rows in self.members])
+    def _differences(
+        self, orders: Sequence[int], other: int
+    ) -> tuple[Float[np.ndarray, "order row"], Float[np.ndarray, "order row 2"]]:
+        """Compute how much more accuracy each order leaves than another, and the 95% intervals over the samples."""
+        difference = self.level[list(orders)] - self.level[other]  # (order, sample)
+        empty = np.full(len(difference), np.nan)
+        value = [difference[:, rows].mean(1) if len(rows) else empty for rows in self.members]
+        interval = [self._mean_intervals(difference, row) for row in range(len(self.members))]
+        return np.stack(value, 1), np.stack(interval, 1)
 
-    def _mean_interval(
-        self, values: Float[np.ndarray, " sample"], rows: Int[np.ndarray, " sample"]
-    ) -> Float[np.ndarray, "2"]:
-        """Compute the 95% interval of a mean over some samples; NaN with fewer than two."""
-        if len(values) < 2:
-            return np.full(2, np.nan)
-        weights = statistics.resamples(len(values), statistics.N_REPLICATES, self._generator(2), self._groups(rows))
-        return statistics.bootstrap_interval(weights @ values, self._n_units(rows))
+    def _mean_intervals(self, values: Float[np.ndarray, "order sample"], row: int) -> Float[np.ndarray, "order 2"]:
+        """Compute the 95% intervals of means over the samples of a row; NaN with fewer than two samples."""
+        rows = self.members[row]
+        if len(rows) < 2:
+            return np.full((len(values), 2), np.nan)
+        if row not in self._weights:  # the same samples are drawn for all that is compared
+            self._weights[row] = statistics.resamples(
+                len(rows), statistics.N_REPLICATES, self._generator(2), self._groups(rows)
+            )
+        return statistics.bootstrap_interval(self._weights[row] @ values[:, rows].T, self._n_units(rows))
 
     def _lds(
         self, importance: Importance
