@@ -1,1 +1,1 @@
-"""Write TensorBoard's own kinds of summaries (histograms, pictures, text), and name the tags they are found by."""
+"""Write TensorBoard's own kinds of summaries: histograms, pictures, text. Scalars go through `callbacks.metrics`."""
