@@ -1,9 +1,9 @@
 """Which neurons matter for this group of inputs, and can the answer be trusted?
 
-The rooms, in the order in which the data pass them: `batches` (a probe set is drawn), `capture` (the model is run on it,
-looked into, and run without neurons), `clusters` (which samples belong together), `importance` (neurons are scored),
-`ablation` (the scores are checked), `results` (what was found, and why scores are weak), `display` (text, figures,
-TensorBoard). `study` asks the questions, step by step; `callbacks` asks them while a Trainer trains.
+The rooms, in the order in which the data pass them: `batches` (a probe set is drawn), `capture` (the model is run on
+it, looked into, and run without neurons), `clusters` (which samples belong together), `importance` (neurons are
+scored), `ablation` (the scores are checked), `results` (what was found, and why scores are weak), `display` (text,
+figures, TensorBoard). `study` asks the questions, step by step; `callbacks` asks them while a Trainer trains.
 
 The public names are imported when they are first used (PEP 562), so that importing the package costs nothing:
 neither torch nor Lightning nor TensorBoard is loaded by `import lightning_neuroimp`. Type checkers see the real names.
