@@ -1,11 +1,18 @@
 import os
+from pathlib import Path
 
 # shapes in annotations are checked under pytest only, before anything imports the package
 import jaxtyping
 
 import tests.support.tower  # noqa: F401 (the hook finds it as an attribute)
 
-_hook = jaxtyping.install_import_hook("lightning_neuroimp", "tests.support.tower.checked")
+PER_SAMPLE = ("layout", "stacks", "structure", "draw")  # of batches/: called for each sample, few shapes in them
+PACKAGE = Path(__file__).parent.parent / "lightning_neuroimp"
+rooms = [path.stem for path in PACKAGE.iterdir() if path.stem not in ("__init__", "__pycache__", "batches", "py")]
+batches = [f"batches.{path.stem}" for path in (PACKAGE / "batches").glob("*.py") if path.stem not in PER_SAMPLE]
+_hook = jaxtyping.install_import_hook(
+    [f"lightning_neuroimp.{name}" for name in (*rooms, *batches)], "tests.support.tower.checked"
+)
 _hook.__enter__()
 
 import numpy as np

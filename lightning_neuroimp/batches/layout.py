@@ -91,19 +91,23 @@ class Layout:
         Args:
             leaves: one for each leaf of the batch that was read. They are not copied.
         """
-        leaf_of = dict(zip(self.divided, leaves, strict=True))
+        return self._filled(self.root, dict(zip(self.divided, leaves, strict=True)))
 
-        def fill(part: _Slot | _Container) -> Any:
-            if isinstance(part, _Container):
-                filled = iter([fill(child) for child in part.children])
-                return map_parts(lambda _: next(filled), part.like)
-            if part.number in leaf_of:
-                leaf = leaf_of[part.number]
-                return leaf.kind.from_data_list(list(leaf)) if isinstance(leaf, Graphs) else leaf
-            constant = self.constants[part.number]
-            return fill(constant) if isinstance(constant, _Container) else copied_to(constant, HOST)
+    def _filled(self, part: _Slot | _Container, leaf_of: dict[int, Any]) -> Any:
+        """Return what a slot or a container stands for.
 
-        return fill(self.root)
+        Args:
+            part: the slot or container.
+            leaf_of: leaf of each slot that has one.
+        """
+        if isinstance(part, _Container):
+            filled = iter([self._filled(child, leaf_of) for child in part.children])
+            return map_parts(lambda _: next(filled), part.like)
+        if part.number in leaf_of:
+            leaf = leaf_of[part.number]
+            return leaf.kind.from_data_list(list(leaf)) if isinstance(leaf, Graphs) else leaf
+        constant = self.constants[part.number]
+        return self._filled(constant, leaf_of) if isinstance(constant, _Container) else copied_to(constant, HOST)
 
 
 @dataclass(frozen=True)
