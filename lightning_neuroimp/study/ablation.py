@@ -27,13 +27,14 @@ from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
+from lightning_neuroimp.capture.suffix.tracing import random_states, same_states
 from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness, Specificity
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.statistics import false_discovery, points
 from lightning_neuroimp.study.probing import draw_again
-from lightning_neuroimp.study.same_model import random_states, require_same_model, same_states
+from lightning_neuroimp.study.same_model import require_same_model
 
 
 def ablation_faithfulness(

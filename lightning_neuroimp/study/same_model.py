@@ -1,7 +1,5 @@
 """Verify that a check is made with the model that the results are of."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -42,24 +40,6 @@ def require_same_model(model: nn.Module, results: Results, outcomes: Outcomes) -
         f"the model does not give the predictions that the results are of: {int(other.sum())} of {len(other)} margins "
         f"differ, by up to {difference.max():.2g} logits, and {renamed} predicted classes; pass the same model, "
         "forward_fn and precision as to neuron_importance"
-    )
-
-
-def random_states() -> list[Any]:
-    """Return the states of the generators that tensors come from, to be compared with `same_states`.
-
-    Python's own is not among them: it also serves tools that merely look on, such as type checkers.
-    """
-    legacy: Any = np.random.get_state()  # noqa: NPY002 (users, and libraries that they use, do)
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [torch.random.get_rng_state(), *cuda, torch.from_numpy(legacy[1].astype(np.int64)), legacy[2:]]
-
-
-def same_states(before: list[Any], after: list[Any]) -> bool:
-    """Tell whether no random number was drawn between two calls of `random_states`."""
-    return len(before) == len(after) and all(
-        torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
-        for old, new in zip(before, after, strict=True)
     )
 
 

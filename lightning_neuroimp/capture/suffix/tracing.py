@@ -93,11 +93,11 @@ class TapeRecorder(_compat.TorchDispatchMode):
         The modes that see operations are entered where `start` is called and left at the end, so that the part of the
         pass before the site runs at its full speed.
         """
-        before = _random_states()
+        before = random_states()
         self._depth = _compat.mode_depths()
         with self._modes:
             yield
-        if not all(map(torch.equal, before, _random_states())):
+        if not same_states(before, random_states()):
             self.stop("the forward pass draws random numbers")
 
     def stop(self, reason: str) -> None:
@@ -330,10 +330,15 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     return list(tensors_in(found))
 
 
-def _random_states() -> list[Tensor]:
+def random_states() -> list[Tensor]:
     """Return the states of the generators that tensors come from; Python's own also serves tools that only watch."""
     states: list[Tensor] = [torch.random.get_rng_state()]
     if torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
     legacy: Any = np.random.get_state()  # noqa: NPY002 (users, and libraries that they use, do)
     return [*states, torch.from_numpy(np.append(legacy[1], legacy[2]).astype(np.int64))]
+
+
+def same_states(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Tell whether no random number was drawn between two calls of `random_states`."""
+    return len(before) == len(after) and all(map(torch.equal, before, after))
