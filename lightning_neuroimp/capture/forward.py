@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lightning_neuroimp import _validate
 from lightning_neuroimp.batches.fields import REMEDY, find_tokens, split_batch
 from lightning_neuroimp.batches.structure import describe, fields_of
-from lightning_neuroimp.capture.targets import explained_classes
 from lightning_neuroimp.errors import InvalidArgument, NeuroimpError
 
 
@@ -342,17 +341,3 @@ def model_device(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def predict(model: nn.Module, batch: Any, forward_fn: ForwardFn | None, target_class: str | int) -> Outcome:
-    """Return the logits and explained classes of a batch whose values have been validated before.
-
-    Args:
-        model: called with the inputs, unless `forward_fn` is given.
-        batch: one batch, on the model's device.
-        forward_fn: gives logits and targets in place of the model.
-        target_class: "label", "predicted", or the number of one class for all samples.
-    """
-    prediction = forward_logits(model, batch, forward_fn, validate=False)
-    classes = explained_classes(prediction.logits, prediction.labels, target_class)
-    return Outcome(prediction.logits, classes, prediction.tokens)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_neuroimp.capture.forward import ForwardFn, call_model, forward_logits, predict
+from lightning_neuroimp.capture.forward import ForwardFn, call_model, forward_logits
+from lightning_neuroimp.capture.targets import explained_classes
 from lightning_neuroimp.errors import InvalidArgument, NeuroimpError
 
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
@@ -54,8 +55,8 @@ def test_values_are_validated_only_where_that_is_asked_for():
         with pytest.raises(InvalidArgument):
             forward_logits(nn.Identity(), (logits, targets), None)
         assert torch.equal(forward_logits(nn.Identity(), (logits, targets), None, validate=False).logits, logits)
-    outcome = predict(nn.Identity(), (X, labels), None, "predicted")
-    assert torch.equal(outcome.classes, X.argmax(1))
+    prediction = forward_logits(nn.Identity(), (X, labels), None, validate=False)
+    assert torch.equal(explained_classes(prediction.logits, prediction.labels, "predicted"), X.argmax(1))
 
 
 def test_any_callable_is_a_forward_fn():
