@@ -30,6 +30,7 @@ __all__ = [
     "parameters_of",
     "saved_value",
     "storage_id",
+    "validation_metrics",
     "write_count",
     "written_arguments",
 ]
@@ -162,3 +163,17 @@ def batches_that_stepped(trainer: Any) -> int:
     """
     loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
     return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+
+
+def validation_metrics(trainer: Any) -> dict[str, Tensor]:
+    """Return what the present validation run has logged, of the values in `trainer.callback_metrics`, by the same keys.
+
+    Without it: all of these, among which those that the training logs cannot be told.
+
+    Args:
+        trainer: at the end of a validation run, where all values have been computed.
+    """
+    results: Any = getattr(trainer, "_results", None) or {}
+    logged = [item for item in results.values() if item.meta.on_epoch and not item.has_reset]
+    names = {results._forked_name(item, False)[0] for item in logged}
+    return {key: value for key, value in trainer.callback_metrics.items() if key in names}

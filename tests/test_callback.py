@@ -1,6 +1,7 @@
 """NeuronImportance through a real Trainer."""
 
 import json
+import warnings
 
 import lightning.pytorch as pl
 import numpy as np
@@ -22,6 +23,7 @@ from lightning_neuroimp.callbacks.processes import (
     _worst,
     out_of_memory,
 )
+from lightning_neuroimp.errors import MeasurementFailed
 from tests.support.lightning_modules import Classifier, loaders, trainer
 
 pytestmark = [
@@ -427,7 +429,8 @@ def test_passes_get_smaller_when_memory_runs_out(tmp_path, kind, message):
         "in passes of 64 samples; passes take 32 from ",
         "in passes of 32 samples; passes take 16 from ",
     ]  # and not again in the second epoch
-    assert seen[:3] == [64, 32, 16]
+    # the rehearsal, and the measurement, each after two passes over few samples
+    assert [n_samples for n_samples in seen if n_samples > 6][:4] == [64, 64, 32, 16]
     torch.manual_seed(0)
     trainer(tmp_path, [small]).fit(Classifier(), *loaders())
     assert ours.results["encoder.2"].faithfulness is not None
@@ -441,10 +444,10 @@ def test_memory_that_runs_out_for_one_sample_leaves_training_alone(tmp_path):
         trainer(tmp_path, [callback(forward_fn=forward, name="one")], max_epochs=1).fit(model, *loaders())
     last = str(warned[-1].message)
     assert (
-        "has no measurement of epoch 0; training goes on. MeasurementFailed: memory ran out with one sample in" in last
+        "has no measurement of epoch 0; training goes on. MeasurementFailed: memory ran out with 2 samples in" in last
     )
     assert "explain fewer layers in one callback" in last
-    assert seen == [64, 32, 16, 8, 4, 2, 1]
+    assert seen == [6, 6, 6, 6, 6, 4, 2]  # the rehearsal, and passes of 64 to 2: the loader had no batch of one
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -570,7 +573,6 @@ class Broken(Classifier):
     [
         (Broken("probabilities"), {}, "look like probabilities"),
         (Broken("regression"), {}, "one number per sample.*regression output has no classes"),
-        (Classifier(), {"clusters": KMeansClusters(900)}, "n_clusters=900 is more than the 320 probe samples"),
         (Classifier(), {"clusters": lambda batch: batch[1] / 3}, "one integer or string for each"),
         (Classifier(), {"layers": ["head", "encoder"], "target": lambda f, y: f}, "one scalar per sample"),
         (Classifier(), {"max_bytes": 10}, "more than max_bytes=10"),
@@ -589,6 +591,14 @@ def test_mistakes_stop_at_the_first_measurement(tmp_path, model, options, phrase
     with pytest.raises(MisconfigurationException, match=phrase) as error:
         trainer(tmp_path, [callback(**options)]).fit(model, *loaders())
     assert "NeuronImportance 'neuroimp': " in str(error.value)
+
+
+def test_a_mistake_that_only_the_whole_probe_set_shows_stops_after_the_epoch(tmp_path):
+    run = trainer(tmp_path, [callback(clusters=KMeansClusters(900))])
+    with pytest.warns(UserWarning, match="n_clusters=900 is more than the 320 probe samples.*stops before its next"):
+        with pytest.raises(MisconfigurationException, match="n_clusters=900 is more than the 320 probe samples"):
+            run.fit(Classifier(), *loaders())
+    assert run.current_epoch == 1
 
 
 @pytest.mark.parametrize(
@@ -671,6 +681,26 @@ def test_a_model_that_diverged_does_not_stop_the_training(tmp_path):
     assert len(said) == 2
     assert run.current_epoch == 2
     assert ours.summary() == "neuroimp: nothing measured yet"
+    with pytest.raises(MeasurementFailed) as caught:
+        _ = ours.results
+    assert "'neuroimp' has measured nothing yet: the measurement of epoch 1 failed with NonFinite" in str(caught.value)
+    assert "run trainer.fit() first" not in str(caught.value)
+
+
+def test_results_name_the_mistake_that_stopped_the_run(tmp_path):
+    ours = callback(clusters=lambda batch: [0])
+    with pytest.raises(MeasurementFailed, match=r"measured nothing yet: run trainer.fit\(\) first"):
+        _ = ours.results
+    for sanity, how in ((2, "the run was ended by Misconf"), (0, "the measurement of epoch 0 failed with Invalid")):
+        with pytest.raises(MisconfigurationException), warnings.catch_warnings(action="ignore"):
+            trainer(tmp_path, [ours], num_sanity_val_steps=sanity).fit(Classifier(), *loaders())
+        with pytest.raises(MeasurementFailed) as caught:
+            _ = ours.results
+        for phrase in ("'neuroimp' has measured nothing yet", how, "the clusters callable must return"):
+            assert phrase in str(caught.value)
+    ours.clusters = "labels"
+    trainer(tmp_path, [ours], max_epochs=1).fit(Classifier(), *loaders())
+    assert ours.results.epoch == 0
 
 
 def test_on_error(tmp_path):
@@ -691,7 +721,7 @@ def test_a_later_failure_keeps_the_last_values(tmp_path):
 
     def sometimes(batch):
         calls.append(1)
-        if len(calls) > 5:  # five batches a measurement
+        if len(calls) > 6:  # one batch in the rehearsal, five in a measurement
             raise ValueError("later")
         return batch.sum_positions(batch.deviation * batch.gradient)
 

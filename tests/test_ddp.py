@@ -18,10 +18,11 @@ from lightning_neuroimp import AblationFaithfulness, KMeansClusters, NeuronImpor
 
 warnings.simplefilter("ignore")
 mode, processes = sys.argv[1], int(sys.argv[2])
+MISTAKES = ("mistake", "rehearsed")
 
 def fails_on_one(batch):
     if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
-        raise (ValueError if mode == "mistake" else RuntimeError)("injected")
+        raise (ValueError if mode in MISTAKES else RuntimeError)("injected")
     return batch.sum_positions(batch.deviation * batch.gradient)
 
 def needs_memory(batch):
@@ -29,7 +30,7 @@ def needs_memory(batch):
         raise torch.OutOfMemoryError("injected")
     return batch.sum_positions(batch.deviation * batch.gradient)
 
-SCORES = {{"fail": fails_on_one, "mistake": fails_on_one, "memory": needs_memory}}
+SCORES = {{"fail": fails_on_one, "memory": needs_memory, **dict.fromkeys(MISTAKES, fails_on_one)}}
 torch.manual_seed(0)
 model = Classifier()
 ours = NeuronImportance(
@@ -42,7 +43,10 @@ strategy = "auto"
 if processes > 1:
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60), start_method="fork")
 train, val = loaders(n_val=301)
-run = trainer({folder!r}, [ours], max_epochs=1, strategy=strategy, devices=processes, num_sanity_val_steps=0)
+epochs, sanity = 2 if mode == "mistake" else 1, 2 if mode == "rehearsed" else 0
+run = trainer(
+    {folder!r}, [ours], max_epochs=epochs, strategy=strategy, devices=processes, num_sanity_val_steps=sanity
+)
 try:
     run.validate(model, val, verbose=False) if mode == "validate" else run.fit(model, train, val)
 except Exception as error:
@@ -59,8 +63,9 @@ def run(mode, processes, folder):
         [sys.executable, "-c", script, mode, str(processes)], capture_output=True, timeout=240, check=False
     )
     output, errors = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == (3 if mode == "mistake" else 0), errors[-3000:] + output[-1000:]
-    if mode == "mistake":
+    stops = mode in ("mistake", "rehearsed")
+    assert done.returncode == (3 if stops else 0), errors[-3000:] + output[-1000:]
+    if stops:
         return output, errors
     return [json.loads(line[7:]) for line in output.splitlines() if line.startswith("METRICS")], errors
 
@@ -102,8 +107,9 @@ def test_memory_that_runs_out_on_one_process_makes_smaller_passes_on_all(tmp_pat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_a_mistake_on_one_process_stops_all_with_its_reason(tmp_path):
-    output, errors = run("mistake", 2, tmp_path)
-    assert "ValueError: injected" in output + errors
+    for mode in ("mistake", "rehearsed"):
+        output, errors = run(mode, 2, tmp_path)
+        assert "ValueError: injected" in output + errors
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

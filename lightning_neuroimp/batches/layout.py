@@ -7,6 +7,7 @@ makes batches of the same structure from them.
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,29 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lightning_neuroimp.batches.structure import PLAIN, copied_to, describe, fields_of, is_packed, map_parts, parts_of
+from lightning_neuroimp.batches.sample_lists import is_list_of_samples
+from lightning_neuroimp.batches.sparse import sparse_rows
+from lightning_neuroimp.batches.structure import (
+    PLAIN,
+    copied_to,
+    describe,
+    fields_of,
+    is_packed,
+    map_parts,
+    parts_of,
+    sparse_parts,
+)
 from lightning_neuroimp.errors import InvalidArgument
 
 HOST = torch.device("cpu")
 
 
 class Graphs(list[Any]):
-    """Hold the graphs of a packed batch, and the type that joins them again.
+    """Hold the graphs of a packed batch, or the rows of a sparse tensor, and what joins them again.
 
     Args:
         graphs: one per sample.
-        kind: type of the packed batch; its `from_data_list` joins graphs.
+        kind: type of the packed batch, or kind of the sparse tensor; its `from_data_list` joins them.
     """
 
     def __init__(self, graphs: Sequence[Any], kind: Any) -> None:
@@ -158,9 +170,9 @@ def read_batch(batch: Any) -> FlatBatch:
 
     Args:
         batch: any nesting of mappings, sequences and dataclasses of tensors and arrays that share their first axis, the
-            samples; or a list with one object per sample. A list with as many plain values as there are samples is
-            divided like a tensor; other plain values are constants. A batch of graphs counts as the list of its graphs.
-            A `FlatBatch` is returned as it is.
+            samples; or a list with one object or container per sample. A list with as many plain values, or tensors of
+            any length, as there are samples is divided like a tensor; other plain values are constants. A batch of
+            graphs counts as the list of its graphs. A `FlatBatch` is returned as it is.
 
     Raises:
         InvalidArgument: if the number of samples cannot be told, or a part cannot be divided into samples.
@@ -170,10 +182,14 @@ def read_batch(batch: Any) -> FlatBatch:
     """
     if isinstance(batch, FlatBatch):
         return batch
+    if is_list_of_samples(batch):
+        return FlatBatch(batch, len(batch), (list(batch),), Layout(_Slot(0), (0,), {}), (_Slot(0),))
     reader = _Reader()
-    root = reader.visit(batch)
+    root = reader.visit(batch, outermost=True)
     if not reader.sizes and _is_list_of_objects(batch):
         reader.sizes.add(len(batch))
+    if not reader.sizes:
+        reader.sizes |= reader.sizes_of_lists(batch)
     size = _only(reader.sizes, batch)
     reader.settle(size)
     _only(reader.sizes, batch)  # again: lists that turned out to hold parts may hold tensors
@@ -200,30 +216,63 @@ class _Reader:
         self.sizes: set[int] = set()
         self._undecided: list[int] = []
 
-    def visit(self, part: Any) -> _Slot | _Container:
+    def visit(self, part: Any, *, outermost: bool = False) -> _Slot | _Container:
         """Note a part of the batch, and return what stands for it in the layout.
+
+        Args:
+            part: a container or anything else.
+            outermost: whether it is the batch itself, whose list of tensors are its columns.
 
         Raises:
             InvalidArgument: if it might hold samples and cannot be divided.
         """
+        if isinstance(part, Tensor) and (part.layout != torch.strided or part.is_nested):
+            return self._leaf(Graphs(*sparse_rows(part)))
         if isinstance(part, Tensor | np.ndarray):
             return self._leaf(part) if part.ndim else self._slot(part)
         if isinstance(part, PLAIN):
             return self._slot(part)
         if is_packed(part):
             return self._leaf(Graphs(part.to_data_list(), type(part)))
-        if _is_list_of_objects(part) or _is_list_of_values(part):
+        if _is_list_of_objects(part) or _is_list_of_values(part) or (not outermost and _is_list_of_tensors(part)):
             self._undecided.append(len(self.parts))
             return self._slot(part)
         return self._container(part)
+
+    def sizes_of_lists(self, batch: Any) -> set[int]:
+        """Return the number of samples by the lists in a batch that holds no tensors but those in lists.
+
+        Args:
+            batch: for the message.
+
+        Raises:
+            InvalidArgument: if each list can hold one tensor per sample as well as one for each of several inputs.
+        """
+        lists = [self.parts[number] for number in self._undecided]
+        lengths = {len(entries) for entries in lists}
+        inner = [{len(entry) if entry.ndim else -1 for entry in one} for one in lists if _is_list_of_tensors(one)]
+        dimensions = set().union(*inner) - {-1}
+        numbers = any(_is_list_of_numbers(entries) for entries in lists)
+        if len(lengths) == 1 and dimensions and (numbers or len(dimensions) > 1) and dimensions != lengths:
+            return lengths
+        if numbers and dimensions and dimensions == lengths:
+            size = next(iter(lengths))
+            raise InvalidArgument(
+                f"{describe(batch)} holds lists of {size} tensors, each with {size} entries, and lists of {size} "
+                f"numbers: the tensors may be {size} samples, or one for each of {size} inputs; let the loader's "
+                "collate_fn return tensors with one row per sample"
+            )
+        return dimensions
 
     def settle(self, size: int) -> None:
         """Decide which lists hold one entry per sample, now that the number of samples is known."""
         for number in self._undecided:  # it may grow meanwhile
             entries = self.parts[number]
-            if len(entries) == size:
+            tensors = _is_list_of_tensors(entries)
+            columns = tensors and all(entry.ndim and len(entry) == size for entry in entries)
+            if len(entries) == size and not columns:
                 self.divided.add(number)
-            elif _is_list_of_objects(entries) and fields_of(entries[0]) is not None:
+            elif tensors or (_is_list_of_objects(entries) and fields_of(entries[0]) is not None):
                 self.parts[number] = self._container(entries)
 
     def _container(self, part: Any) -> _Container:
@@ -283,6 +332,24 @@ def _is_list_of_values(part: Any) -> bool:
     )
 
 
+def _is_list_of_tensors(part: Any) -> bool:
+    """Tell whether something is a sequence of tensors or arrays without names: of one per sample, or per input."""
+    return (
+        isinstance(part, tuple | list)
+        and not hasattr(part, "_fields")
+        and len(part) > 0
+        and all(isinstance(value, Tensor | np.ndarray) for value in part)
+    )
+
+
+def _is_list_of_numbers(part: Any) -> bool:
+    """Tell whether something is a list of numbers, or of tensors without axes, as only samples have them."""
+    return all(
+        value.ndim == 0 if isinstance(value, Tensor | np.ndarray) else isinstance(value, Number | np.generic)
+        for value in part
+    )
+
+
 def _leaf_kind(leaf: Any) -> Hashable:
     """Return what leaves must have in common to be joined along the samples."""
     if isinstance(leaf, Tensor | np.ndarray):
@@ -301,6 +368,8 @@ def _constant_kind(value: Any) -> Hashable:
 
 def _entry_bytes(entry: Any, graph: bool = False) -> int:
     """Return the number of bytes in the tensors and arrays of an entry of a list."""
+    if isinstance(entry, Tensor) and entry.layout != torch.strided:
+        return sum(int(part.nbytes) for part in sparse_parts(entry))
     if isinstance(entry, Tensor | np.ndarray):
         return int(entry.nbytes)
     if isinstance(entry, PLAIN):

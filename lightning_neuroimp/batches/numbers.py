@@ -1,11 +1,14 @@
 """Derive pseudo-random keys from sample numbers, and find samples in a table by their numbers.
 
 A sample's number is its position in the stream of validation samples; it identifies the sample in every process, batch
-and epoch.
+and epoch. With several validation loaders the numbers of each begin at a multiple of `LOADER`.
 """
 
 import numpy as np
 from jaxtyping import Int, UInt64
+
+LOADER = 2**40
+"""Distance between the sample numbers of different validation loaders, which must not overlap."""
 
 
 def sample_keys(index: Int[np.ndarray, " sample"], seed: int) -> UInt64[np.ndarray, " sample"]:
@@ -25,6 +28,25 @@ def sample_keys(index: Int[np.ndarray, " sample"], seed: int) -> UInt64[np.ndarr
         # a second round: neighbouring seeds must not give shifted copies of one another's keys
         z = (z ^ (z >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
         return z ^ (z >> np.uint64(29))
+
+
+FEW_VALUES = (16, 0.1)
+"""Data take few values where fewer contents than the first, or than the second as a share of the samples, differ."""
+
+
+def are_copies(fingerprint: Int[np.ndarray, " sample"]) -> bool:
+    """Tell whether samples of the same content are copies of one another.
+
+    Data that take few values, such as a handful of binary features, repeat them by chance.
+
+    Args:
+        fingerprint: checksum of each sample's content.
+
+    >>> are_copies(np.repeat(np.arange(100), 2)), are_copies(np.repeat(np.arange(8), 50))
+    (True, False)
+    """
+    n_distinct = len(np.unique(fingerprint))
+    return n_distinct >= max(FEW_VALUES[0], FEW_VALUES[1] * len(fingerprint))
 
 
 def rows_of(index: Int[np.ndarray, " sample"], numbers: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:

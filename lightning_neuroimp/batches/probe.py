@@ -38,10 +38,12 @@ class ProbeSampler:
             integer or string per sample`, for other strata. Several processes each draw from their share.
         classes: labels of the samples that may be drawn; None: all. Batches that do not show labels are drawn from as
             if it was None.
+        ignore_index: label of samples that must not be drawn, as they have none; None: all have one. Batches that do
+            not show labels are drawn from as if it was None.
 
     Raises:
-        InvalidArgument: if a bound is no positive integer, the seed no integer from 0 to 2**32 - 1, or `stratify` or
-            `classes` is of another type.
+        InvalidArgument: if a bound is no positive integer, the seed no integer from 0 to 2**32 - 1, or `stratify`,
+            `classes` or `ignore_index` is of another type.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class ProbeSampler:
         *,
         stratify: Stratify = False,
         classes: Collection[int] | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         self.max_samples = _validate.integer("max_samples", max_samples, least=1)
         self.max_bytes = _validate.integer("max_bytes", max_bytes, least=1)
@@ -61,8 +64,9 @@ class ProbeSampler:
             stratify = _validate.choice("stratify", stratify, (True, False), more)
         self.stratify = stratify
         self.classes = _validated_classes(classes)
+        self.ignore_index = None if ignore_index is None else _validate.integer("ignore_index", ignore_index)
         self.seen = 0
-        self.largest_batch = 1
+        self.largest_batch, self.smallest_batch = 1, 0
         self._rooms = Rooms()
         self._draw = Draw(self.max_samples, self.max_bytes, self._rooms.release)
 
@@ -79,14 +83,17 @@ class ProbeSampler:
                 labels are needed that the batch does not show, or the `stratify` callable fails.
         """
         flat = read_batch(batch)
-        labels = labels_of(flat.batch) if self.classes is not None or self.stratify is True else None
+        needed = self.classes is not None or self.ignore_index is not None or self.stratify is True
+        labels = labels_of(flat.batch) if needed else None
         strata = self._strata(flat, labels)
         if index is None:
             index = np.arange(self.seen, self.seen + flat.size, dtype=np.int64)
         self.seen += int((index >= 0).sum())
         self.largest_batch = max(self.largest_batch, flat.size)
-        if self.classes is not None and labels is not None and len(labels) == flat.size:
-            index = np.where(np.isin(labels, self.classes), index, -1)
+        self.smallest_batch = min(self.smallest_batch or flat.size, flat.size)
+        if labels is not None and len(labels) == flat.size:
+            index = index if self.classes is None else np.where(np.isin(labels, self.classes), index, -1)
+            index = index if self.ignore_index is None else np.where(labels == self.ignore_index, -1, index)
         keys = sample_keys(index, self.seed)
         limit = max(self._draw.limits.get(stratum, NO_LIMIT) for stratum in set(strata or [None]))
         candidates = np.flatnonzero((index >= 0) & (keys <= np.uint64(limit - 1)))
@@ -168,6 +175,7 @@ class ProbeSampler:
                     if self.classes is None
                     else f"; no sample has a label among classes={_validate.shown(self.classes.tolist())}"
                 )
+                + ("" if self.ignore_index is None else f"; samples with label {self.ignore_index} were ignored")
             )
         chosen = {key for _, key in sorted(ranked)[: self.max_samples]}
         members: dict[Hashable, list[Entry]] = {}
@@ -182,7 +190,8 @@ class ProbeSampler:
             )
             for signature, entries in members.items()
         )
-        return ProbeSet(stacks, self.largest_batch, sum(share[2] for share in shares))
+        seen = sum(share[2] for share in shares)
+        return ProbeSet(stacks, self.largest_batch, seen, max(1, self.smallest_batch))
 
 
 def _validated_classes(classes: Any) -> Int[np.ndarray, " class"] | None:
@@ -210,6 +219,8 @@ class ProbeSet:
         stacks: the samples, joined where their shapes agree.
         batch_size: number of samples in the largest batch of the stream.
         seen: length of the stream in samples, over all processes.
+        smallest_batch: number of samples in the smallest batch of the stream. If it is more than one, there are models
+            that cannot take one sample alone, and no batch holds one that is run.
 
     >>> loader = [(torch.arange(4.0) + 4 * start, torch.zeros(4)) for start in range(5)]
     >>> probe = ProbeSet.from_batches(loader, max_samples=6)
@@ -222,6 +233,7 @@ class ProbeSet:
     stacks: tuple[Stack, ...]
     batch_size: int
     seen: int
+    smallest_batch: int = 1
 
     @classmethod
     def from_batches(
@@ -233,6 +245,7 @@ class ProbeSet:
         seed: int = 0,
         stratify: Stratify = False,
         classes: Collection[int] | None = None,
+        ignore_index: int | None = None,
     ) -> "ProbeSet":
         """Draw a probe set from a loader.
 
@@ -244,6 +257,7 @@ class ProbeSet:
             stratify: True to draw as many samples of each label; or a callable, `batch -> one integer or string per
                 sample`, for other strata.
             classes: labels of the samples that may be drawn; None: all.
+            ignore_index: label of samples that must not be drawn, as they have none; None: all have one.
 
         Raises:
             InvalidArgument: if there is no batch, a bound is no positive integer, the samples cannot be told apart, or
@@ -253,7 +267,9 @@ class ProbeSet:
         >>> len(probe), probe.seen
         (16, 80)
         """
-        sampler = ProbeSampler(max_samples, max_bytes, seed, stratify=stratify, classes=classes)
+        sampler = ProbeSampler(
+            max_samples, max_bytes, seed, stratify=stratify, classes=classes, ignore_index=ignore_index
+        )
         for batch in batches:
             sampler.add(batch)
         return sampler.close()
@@ -291,7 +307,9 @@ class ProbeSet:
         """Return a checksum of each sample's content, in the order in which `batches` yields the samples."""
         return np.concatenate([np.zeros(0, np.int64), *[stack.fingerprint for stack in self.stacks]])
 
-    def batches(self, batch_size: int | None = None) -> Iterator[tuple[Any, Int[np.ndarray, " sample"]]]:
+    def batches(
+        self, batch_size: int | None = None, *, copies: bool = False
+    ) -> Iterator[tuple[Any, Int[np.ndarray, " sample"]]]:
         """Yield batches on the host, structured as the loader's, and the numbers of their samples.
 
         The batches are copies that belong to the caller: whatever is done to their tensors, the probe set stays the
@@ -299,14 +317,30 @@ class ProbeSet:
 
         Args:
             batch_size: upper bound on the number of samples in a batch; None: the size of the loader's batches.
+            copies: whether a batch of one sample holds a copy of it as well, which has no number, if the loader had no
+                batch of one.
 
         Raises:
             InvalidArgument: if `batch_size` is no positive integer.
         """
         step = self._step(batch_size)
         for stack in self.stacks:
-            for start in range(0, len(stack.index), step):
-                yield stack.batch(start, start + step), stack.index[start : start + step]
+            n_samples = len(stack.index)
+            stops = [*range(step, n_samples, step), n_samples]
+            if step > 2 and n_samples > step and n_samples % step == 1:
+                stops[-2] -= 1  # so that the last batch holds two samples: many models cannot take one
+            for start, stop in zip([0, *stops], stops, strict=False):
+                alone = copies and stop - start == 1 and self.copied(step)
+                batch = stack.rows_batch(np.array([start, start])) if alone else stack.batch(start, stop)
+                yield batch, stack.index[start:stop]
+
+    def copied(self, batch_size: int | None = None) -> bool:
+        """Tell whether a sample that is alone in a batch comes with a copy: the loader had no batch of one.
+
+        Args:
+            batch_size: as for `batches`; passes of one sample that were asked for hold one.
+        """
+        return self.smallest_batch > 1 and self._step(batch_size) > 1
 
     def samples(self) -> Iterator[tuple[Any, int]]:
         """Yield what the batches hold of each single sample, without the sample axis, and its number."""
@@ -323,7 +357,7 @@ class ProbeSet:
         """Return the probe set of those samples whose numbers are in `index`; it shares their memory."""
         chosen = [(stack, np.isin(stack.index, index)) for stack in self.stacks]
         stacks = tuple(stack.select(mask) for stack, mask in chosen if mask.any())
-        return ProbeSet(stacks, self.batch_size, self.seen)
+        return ProbeSet(stacks, self.batch_size, self.seen, self.smallest_batch)
 
     def _step(self, batch_size: int | None) -> int:
         return self.batch_size if batch_size is None else _validate.integer("batch_size", batch_size, least=1)

@@ -126,7 +126,15 @@ class Stack:
 
     def batch(self, start: int, stop: int) -> Any:
         """Return a batch of the samples from `start` to `stop`, copied."""
-        rows = self.rows[start:stop]
+        return self.rows_batch(np.arange(len(self.index))[start:stop])
+
+    def rows_batch(self, samples: Int[np.ndarray, " chosen"]) -> Any:
+        """Return a batch of some samples, copied.
+
+        Args:
+            samples: places in this stack, in any order; the same one may come more than once.
+        """
+        rows = self.rows[samples]
         with torch.inference_mode(False), torch.no_grad():  # so that the copies can enter a graph later on
             return self.layout.rebuild([_take(leaf, rows) for leaf in self.leaves])
 

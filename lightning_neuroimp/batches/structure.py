@@ -127,6 +127,9 @@ def fingerprint(batch: Any, depth: int = 0) -> int:
             each other.
     """
     if isinstance(batch, Tensor):
+        if batch.layout != torch.strided:
+            return crc32(repr([str(batch.layout), tuple(batch.shape), *map(fingerprint, sparse_parts(batch))]).encode())
+        batch = batch.detach().resolve_conj().resolve_neg()  # such views of complex tensors have no bytes of their own
         return crc32(batch.contiguous().view(-1).view(torch.uint8).numpy().data)
     if isinstance(batch, np.ndarray):  # an array of objects holds addresses, which say nothing
         return fingerprint(batch.tolist(), depth) if batch.dtype.hasobject else crc32(batch.tobytes())
@@ -140,6 +143,16 @@ def fingerprint(batch: Any, depth: int = 0) -> int:
     content = batch.to_dict() if hasattr(type(batch), "to_dict") else getattr(batch, "__dict__", None)
     known = fingerprint(content, depth + 1) if isinstance(content, dict) and depth < _DEEPEST else 0
     return crc32(repr((type(batch).__name__, known)).encode())
+
+
+def sparse_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the dense tensors that make up a sparse one: its indices, and its values last."""
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.detach().coalesce()
+        return [tensor.indices(), tensor.values()]
+    by_row = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    indices = (tensor.crow_indices(), tensor.col_indices()) if by_row else (tensor.ccol_indices(), tensor.row_indices())
+    return [*indices, tensor.detach().values()]
 
 
 def describe(value: Any) -> str:
@@ -158,8 +171,12 @@ def describe(value: Any) -> str:
 
 
 def to_numpy(tensor: Shaped[Tensor, "..."]) -> Shaped[np.ndarray, "..."]:
-    """Return a tensor as an array on the host; half precisions become float32, which NumPy can hold."""
+    """Return a tensor as a dense array on the host; half precisions become single ones, which NumPy can hold."""
     tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
-    return tensor.cpu().numpy()
+    if tensor.dtype == torch.complex32:
+        tensor = tensor.to(torch.complex64)
+    return tensor.cpu().resolve_conj().resolve_neg().numpy()

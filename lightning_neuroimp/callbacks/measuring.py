@@ -18,13 +18,16 @@ from lightning_neuroimp.callbacks.publishing import step_of
 from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.capture.trial import Trial
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 from lightning_neuroimp.study.ablation import measure_faithfulness
 from lightning_neuroimp.study.importance import measure_importance
 from lightning_neuroimp.study.randomisation import measure_randomisation
+from lightning_neuroimp.study.rehearsal import rehearse
 from lightning_neuroimp.study.settings import ImportanceSettings
+from lightning_neuroimp.study.trial import settle
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Measurer:
         forward_fn: gives logits and targets of a batch; None: they are inferred.
         pass_size: number of samples in our passes; halved when memory runs out.
         check_seconds: duration of the last check, in seconds.
+        trial: what small passes have settled in this run; None before any.
     """
 
     settings: ImportanceSettings
@@ -44,6 +48,28 @@ class Measurer:
     forward_fn: ForwardFn | None
     pass_size: PassSize
     check_seconds: float = 0.0
+    trial: Trial | None = None
+
+    def rehearse(self, trainer: "pl.Trainer", module: "pl.LightningModule", probe: ProbeSet) -> tuple[str, ...]:
+        """Rehearse a measurement, and remember what was settled.
+
+        Args:
+            trainer: gives the precision.
+            module: the model.
+            probe: the samples of the first batches.
+
+        Returns:
+            What will go wrong unless the other batches are different, in words.
+
+        Raises:
+            Exception: the error of any process, on all of them.
+        """
+        with failing_together(), trainer.precision_plugin.forward_context(), _not_logging(module), undisturbed(module):
+            subject = Subject(module, probe, self.forward_fn, self.pass_size.size, Processes(gather_objects))
+            subject.ignore_index = self.settings.ignore_index
+            rehearsal = rehearse(subject, self.settings)
+        self.trial = rehearsal.trial
+        return rehearsal.doubts
 
     def measure(
         self,
@@ -69,7 +95,9 @@ class Measurer:
 
         def once(subject: Subject) -> Results:
             """Measure with passes of one size."""
-            results = measure_importance(subject, self.settings, previous, trainer.current_epoch, step_of(trainer))
+            self.trial = settle(subject, self.settings) if self.trial is None else self.trial
+            epoch, step = trainer.current_epoch, step_of(trainer)
+            results = measure_importance(subject, self.settings, previous, epoch, step, self.trial)
             return self._check(subject, results) if checked else results
 
         return self._run(trainer, module, probe, once)
@@ -126,7 +154,9 @@ class Measurer:
             progress, processes = trainer_progress(trainer), Processes(gather_objects)
             with failing_together(), trainer.precision_plugin.forward_context(), _not_logging(module):
                 with undisturbed(module):
-                    results = once(Subject(module, probe, self.forward_fn, batch_size, processes, progress))
+                    subject = Subject(module, probe, self.forward_fn, batch_size, processes, progress)
+                    subject.ignore_index = self.settings.ignore_index
+                    results = once(subject)
                 return results.replace(findings=diagnose(results))
 
         return self.pass_size.halving(probe, work)

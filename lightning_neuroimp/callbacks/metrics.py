@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightning_neuroimp.clusters.choice import FIXED
 from lightning_neuroimp.display.tags import cluster_tags, site_tag, tag
 from lightning_neuroimp.results.history import agreement
 from lightning_neuroimp.results.measurement import Results
@@ -21,7 +22,7 @@ def metrics(results: Results, name: str) -> dict[str, float]:
         name: prefix of each key.
     """
     values = {tag(name, "measured_epoch"): float(results.epoch)}
-    if results.clusters.kind != "labels":
+    if results.clusters.kind not in FIXED:
         # in the first epoch there is nothing to agree with: the clusters have not changed yet
         stable = results.clusters.adjusted_rand_index
         values[tag(name, "adjusted_rand_index")] = 1.0 if math.isnan(stable) else stable

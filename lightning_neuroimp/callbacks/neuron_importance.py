@@ -1,9 +1,7 @@
 """Define NeuronImportance, the callback: its arguments and Lightning's hooks; `MeasuredRun` does the work."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,18 +10,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lightning_neuroimp import _validate
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
 from lightning_neuroimp.batches.layout import read_batch
-from lightning_neuroimp.batches.probe import ProbeSampler
-from lightning_neuroimp.callbacks.run import MeasuredRun, RunOptions
+from lightning_neuroimp.callbacks.options import RunOptions, options_of, refuse_sharded
+from lightning_neuroimp.callbacks.run import MeasuredRun
 from lightning_neuroimp.callbacks.state import RunState, configuration_of, pack, unpack
 from lightning_neuroimp.clusters.kmeans import KMeansClusters
 from lightning_neuroimp.display.summary import summary as write_summary
 from lightning_neuroimp.errors import InvalidArgument, MeasurementFailed
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.site import Site
-from lightning_neuroimp.study.settings import ImportanceSettings
 
 
 class NeuronImportance(Callback):
@@ -45,8 +41,8 @@ class NeuronImportance(Callback):
     Args:
         layers: names or globs (`*` one level, `**` all) as in `model.named_modules()`; their outputs' channels are the
             neurons. Choose activations rather than the linear layers before them.
-        clusters: "labels", "predictions", a mapping from classes to groups, `KMeansClusters(...)`, or a callable
-            `batch -> one integer or string per sample`.
+        clusters: "labels", "predictions", a mapping from classes to groups, `KMeansClusters(...)`, "dataloaders" (those
+            of each validation loader), or a callable `batch -> one integer or string per sample`.
         attribution: "gradient_x_activation", "gradient", "activation", "integrated_gradients", "masked_gradient",
             "leave_one_out", "random", a callable `SiteBatch -> (sample, neuron) scores`, or several of these.
         target: scalar explained per sample: "margin", "logit", "log_probability", "probability", or a callable
@@ -76,6 +72,9 @@ class NeuronImportance(Callback):
             `batch -> one integer or string per sample`.
         describe_sample: `sample -> text or picture` for the samples that are shown; by default pictures for inputs
             that look like some, values for others. Pictures are arrays or tensors, (height, width) or with channels.
+        dataloaders: number of the validation loader, or numbers of those, whose samples are drawn, 0 for the first;
+            None: all. Of several loaders that are different data sets, choose one, or make a cluster of each.
+        ignore_index: label of samples without one, such as -1 or 255, which are left out; None: all have one.
 
     Raises:
         MisconfigurationException: if an argument is invalid.
@@ -114,6 +113,8 @@ class NeuronImportance(Callback):
         groups: Callable[..., Any] | None = None,
         stratify: bool | Callable[..., Any] = False,
         describe_sample: Callable[..., Any] | None = None,
+        dataloaders: int | Sequence[int] | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         self.layers, self.clusters, self.attribution = layers, clusters, attribution
@@ -123,6 +124,7 @@ class NeuronImportance(Callback):
         self.seed, self.on_error, self.results_dir = seed, on_error, results_dir
         self.target_class, self.classes, self.class_names = target_class, classes, class_names
         self.groups, self.stratify, self.describe_sample = groups, stratify, describe_sample
+        self.dataloaders, self.ignore_index = dataloaders, ignore_index
         self._options = self._validated()
         self._run = MeasuredRun(self._options, RunState())
         self._enabled = False
@@ -134,68 +136,20 @@ class NeuronImportance(Callback):
             MisconfigurationException: if one of them is invalid.
         """
         try:
-            return self._to_options()
+            return options_of(self)
         except InvalidArgument as error:
             raise MisconfigurationException(f"NeuronImportance: {error}") from error
-
-    def _to_options(self) -> RunOptions:
-        """Turn the arguments into the options of a run.
-
-        Raises:
-            InvalidArgument: if one of them is invalid.
-        """
-        settings = ImportanceSettings(
-            self.layers,
-            self.clusters,
-            self.attribution,
-            self.target,
-            self.target_class,
-            self.baseline,
-            self.classes,
-            self.class_names,
-            self.groups,
-            self.seed,
-        )
-        for name in ("forward_fn", "describe_sample"):
-            if getattr(self, name) is not None:
-                _validate.function(name, getattr(self, name), "or None")
-        if self.faithfulness is not None and not isinstance(self.faithfulness, AblationFaithfulness):
-            raise InvalidArgument(
-                f"faithfulness must be AblationFaithfulness(...) or None, got {_validate.shown(self.faithfulness)}"
-            )
-        if not isinstance(self.name, str) or not re.fullmatch(r"[-\w.]+", self.name) or not self.name.strip("."):
-            raise InvalidArgument(
-                f"name must be of letters, digits, '_', '-' and '.', as it begins tags, got "
-                f"{_validate.shown(self.name)}"
-            )
-        # labels that only forward_fn can tell are not known yet
-        classes = settings.classes if self.forward_fn is None else None
-        new_sampler = partial(
-            ProbeSampler, self.max_samples, self.max_bytes, settings.seed, stratify=self.stratify, classes=classes
-        )
-        return RunOptions(
-            self.name,
-            settings,
-            self.faithfulness,
-            self.forward_fn,
-            new_sampler,
-            new_sampler().max_samples,
-            None if self.batch_size is None else _validate.integer("batch_size", self.batch_size, least=1),
-            _validate.integer("every_n_epochs", self.every_n_epochs, least=1),
-            _validate.choice("on_error", self.on_error, ("warn", "raise")),
-            self.results_dir,
-            self.describe_sample,
-        )
 
     @property
     def results(self) -> Results:
         """Return the last measurement.
 
         Raises:
-            MeasurementFailed: before the first one.
+            MeasurementFailed: before the first one, and after those that failed.
         """
         if self._run.results is None:
-            raise MeasurementFailed(f"NeuronImportance {self.name!r} has measured nothing yet: run trainer.fit() first")
+            why = self._run.failure or "run trainer.fit() first"
+            raise MeasurementFailed(f"NeuronImportance {self.name!r} has measured nothing yet: {why}")
         return self._run.results
 
     def summary(self, *, all_findings: bool = False) -> str:
@@ -242,7 +196,9 @@ class NeuronImportance(Callback):
 
     def _configuration(self) -> dict[str, Any]:
         """Return the plain values under which the state in a checkpoint is valid."""
-        return configuration_of(self._options.settings, self._options.max_samples, self.stratify)
+        return configuration_of(
+            self._options.settings, self._options.max_samples, self.stratify, self._options.dataloaders
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the probe set, and the model that Lightning binds to `log`, out of copies and pickles."""
@@ -272,7 +228,7 @@ class NeuronImportance(Callback):
                 f"two NeuronImportance callbacks are named {self.name!r}, so that their values would overwrite each "
                 "other; give each its own name="
             )
-        _refuse_sharded(trainer.strategy, self.name)
+        refuse_sharded(trainer.strategy, self.name)
         # ours come first, as callbacks such as weight averaging swap the validated weights out at the epoch's end
         rest = [callback for callback in callbacks if not isinstance(callback, NeuronImportance)]
         trainer.callbacks = [*ours, *rest]  # type: ignore[attr-defined]
@@ -295,11 +251,16 @@ class NeuronImportance(Callback):
         self._open(trainer, pl_module)
 
     @override
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Stop a run whose first measurement has found a mistake in the arguments."""
+        self._run.begin_epoch()
+
+    @override
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Plan the passes if `fit` has not, and begin to draw the probe set."""
         self._open(trainer, pl_module)
-        if self._enabled and not trainer.sanity_checking:
-            self._run.collector.open()
+        if self._enabled:
+            self._run.open_validation(trainer)
 
     def _open(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Plan the passes once the module has made all of its layers, and announce them."""
@@ -325,6 +286,7 @@ class NeuronImportance(Callback):
         if schedule is None:
             return
         if trainer.sanity_checking:
+            self._run.rehearsal.add(trainer, batch, batch_idx, dataloader_idx)
             schedule.open_step()
         else:
             self._run.collector.add(trainer, batch, batch_idx, dataloader_idx)
@@ -349,8 +311,10 @@ class NeuronImportance(Callback):
 
     @override
     def on_sanity_check_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Announce how long a measurement will take."""
+        """Rehearse a measurement on the first batch, and announce how long one will take."""
         schedule = self._run.schedule
+        if schedule is not None:
+            self._run.rehearse(trainer, pl_module)
         if schedule is not None and (estimate := schedule.estimate(sum(trainer.num_val_batches))):
             rank_zero_info(f"NeuronImportance {self.name!r}, estimated from the sanity check: at most {estimate}")
 
@@ -365,6 +329,12 @@ class NeuronImportance(Callback):
             pl_module.log_dict(dict(sorted(values.items())), on_step=False, on_epoch=True, sync_dist=True)
 
     @override
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Compare the measurement with the accuracy that the validation run has logged."""
+        if not trainer.sanity_checking and self._run.schedule is not None:
+            self._run.close_validation(trainer)
+
+    @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Make the last check if it was skipped."""
         self._run.end_training(trainer, pl_module)
@@ -376,24 +346,6 @@ class NeuronImportance(Callback):
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """Release the samples."""
+        """Release the samples, and keep what ended the run."""
         self._run.collector.forget()  # there will be no teardown
-
-
-def _refuse_sharded(strategy: Any, name: str) -> None:
-    """Refuse strategies under which no process has the whole weights of a layer.
-
-    Args:
-        strategy: of the trainer.
-        name: name of the callback, for the message.
-
-    Raises:
-        MisconfigurationException: if it is one of them.
-    """
-    kinds = {kind.__name__ for kind in type(strategy).__mro__}
-    sharded = kinds & {"FSDPStrategy", "ModelParallelStrategy"} or getattr(strategy, "zero_stage_3", False)
-    if sharded:
-        raise MisconfigurationException(
-            f"NeuronImportance {name!r} does not work with {type(strategy).__name__}, under which no process has the "
-            "whole weights of a layer; use strategy='ddp', or call neuron_importance() on the model of a checkpoint"
-        )
+        self._run.failure = self._run.failure or f"the run was ended by {type(exception).__name__}: {exception}"

@@ -35,7 +35,7 @@ class PassSize:
             work: takes the number of samples in a pass; fails on all processes if it fails on one.
 
         Raises:
-            MeasurementFailed: if memory runs out with one sample in a pass.
+            MeasurementFailed: if memory runs out with as few samples in a pass as the model is known to take.
             Exception: any other error of the work.
         """
         while True:
@@ -47,16 +47,18 @@ class PassSize:
                 message = f"{type(error).__name__}: {error}"
             # outside of the except clause, as the exception keeps alive what filled the memory
             garbage_collection_cuda()
-            self._halve(message, self.size or max(gather_objects(probe.batch_size)))
+            # a model whose loader has no batch of one may not be able to take one
+            least = 2 if min(gather_objects(probe.smallest_batch)) > 1 else 1
+            self._halve(message, self.size or max(gather_objects(probe.batch_size)), least)
 
-    def _halve(self, message: str, size: int) -> None:
+    def _halve(self, message: str, size: int, least: int) -> None:
         """Halve the passes and say so, or say why they cannot get smaller."""
-        if size == 1:
+        if size <= least:
             raise MeasurementFailed(
-                f"memory ran out with one sample in a pass ({message[:120]}): explain fewer layers in one "
-                "callback, or leave more of the accelerator's memory free"
+                f"memory ran out with {'one sample' if size == 1 else f'{size} samples'} in a pass ({message[:120]}): "
+                "explain fewer layers in one callback, or leave more of the accelerator's memory free"
             )
-        self.size = size // 2
+        self.size = max(least, size // 2)
         rank_zero_warn(
             f"NeuronImportance {self.name!r}: memory ran out in passes of {size} samples; passes take "
             f"{self.size} from now on. To begin with so few, pass batch_size={self.size}"

@@ -13,10 +13,8 @@ from jaxtyping import Int
 from lightning.pytorch.utilities.memory import is_cuda_out_of_memory, is_out_of_cpu_memory
 from torch.utils.data import DistributedSampler
 
+from lightning_neuroimp.batches.numbers import LOADER
 from lightning_neuroimp.errors import InvalidArgument, MeasurementFailed
-
-_LOADER = 2**40
-"""Distance between the sample numbers of different validation loaders, which must not overlap."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def sample_numbers(trainer: "pl.Trainer", dataloader_idx: int, start: int, size:
         number[number >= len(sampler.dataset)] = -1  # type: ignore[arg-type]
     else:
         number = trainer.global_rank + trainer.world_size * local
-    return np.where(number < 0, -1, number + dataloader_idx * _LOADER)
+    return np.where(number < 0, -1, number + dataloader_idx * LOADER)
 
 
 def _flat(loaders: Any) -> list[Any]:

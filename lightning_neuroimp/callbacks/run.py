@@ -1,65 +1,29 @@
 """Lead one run of a trainer from its validation batches to published measurements."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_neuroimp.ablation.settings import AblationFaithfulness
-from lightning_neuroimp.batches.description import DescribeFn
-from lightning_neuroimp.batches.probe import ProbeSampler
 from lightning_neuroimp.callbacks.collecting import Collector
+from lightning_neuroimp.callbacks.logged_accuracy import LoggedAccuracy
 from lightning_neuroimp.callbacks.measuring import Measurer
 from lightning_neuroimp.callbacks.metrics import check_metrics, metrics, missing_metrics
+from lightning_neuroimp.callbacks.options import RunOptions
 from lightning_neuroimp.callbacks.out_of_memory import PassSize
 from lightning_neuroimp.callbacks.processes import failing_together, gather_objects
 from lightning_neuroimp.callbacks.progress import say
 from lightning_neuroimp.callbacks.publishing import Publisher
+from lightning_neuroimp.callbacks.rehearsing import SanityRehearsal
 from lightning_neuroimp.callbacks.schedule import PassCount, Schedule
 from lightning_neuroimp.callbacks.state import RunState
-from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.sites import find_sites
-from lightning_neuroimp.clusters.choice import kind_of
+from lightning_neuroimp.clusters.choice import FIXED, kind_of
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.history import agreement
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
-from lightning_neuroimp.study.settings import ImportanceSettings
-
-
-@dataclass(frozen=True, eq=False)
-class RunOptions:
-    """Hold the callback's validated arguments, which it documents.
-
-    Attributes:
-        name: prefix of all keys, tags and file names.
-        settings: settings of the importance measurement.
-        check: settings of its check by ablation; None: no check is made.
-        forward_fn: gives logits and targets of a batch; None: they are inferred.
-        new_sampler: makes a sampler of the probe set.
-        max_samples: upper bound on the number of samples in the probe set.
-        batch_size: number of samples in our passes; None: that of the loader.
-        every_n_epochs: measure in every n-th validation run.
-        on_error: "warn" or "raise".
-        results_dir: folder for results files; None: in the first logger's folder.
-        describe_sample: gives a text or picture of a sample; None: pictures for inputs that look like some.
-    """
-
-    name: str
-    settings: ImportanceSettings
-    check: AblationFaithfulness | None
-    forward_fn: ForwardFn | None
-    new_sampler: Callable[[], ProbeSampler]
-    max_samples: int
-    batch_size: int | None
-    every_n_epochs: int
-    on_error: str
-    results_dir: Any
-    describe_sample: DescribeFn | None
 
 
 class MeasuredRun:
@@ -68,9 +32,11 @@ class MeasuredRun:
     Attributes:
         state: how far the run has come; a checkpoint carries it.
         collector: draws the probe set.
+        rehearsal: tries a measurement out in the sanity check.
         schedule: when measurements are due; None until the run is open, and if nothing is measured.
         results: the last measurement; None before the first one.
         checked: the last measurement that was checked by ablation; None before the first one.
+        failure: what the last measurement that failed ended in, in words; None while none has failed.
 
     Args:
         options: the callback's validated arguments.
@@ -84,11 +50,16 @@ class MeasuredRun:
     ) -> None:
         self.options, self.state = options, state
         self.results, self.checked = results, checked
-        self.collector = Collector(options.new_sampler)
+        self.collector = Collector(options.new_sampler, options.dataloaders)
         self.schedule: Schedule | None = None
+        self.failure: str | None = None
+        self._logged_accuracy = LoggedAccuracy(options)
+        self._measured_now = False  # whether this validation run was measured
         self._measurer = Measurer(
             options.settings, options.check, options.forward_fn, PassSize(options.name, options.batch_size)
         )
+        self.rehearsal = SanityRehearsal(options, self._measurer)
+        self._mistake: MisconfigurationException | None = None  # is raised once the epoch's checkpoint is written
         self._publisher = Publisher(options.name, options.results_dir, options.describe_sample)
         self._missing: dict[str, float] = {}  # stands for a measurement that failed
         self._proved = False  # whether a measurement of this run has succeeded
@@ -110,7 +81,7 @@ class MeasuredRun:
             self.options.name,
             [str(site) for site in sites],
             [attribution.name for attribution in settings.attributions],
-            changing=kind_of(settings.clusters) != "labels",
+            changing=kind_of(settings.clusters) not in FIXED,
             checked=self.options.check is not None,
         )
         passes = PassCount(
@@ -130,6 +101,38 @@ class MeasuredRun:
         self.schedule = Schedule(self.options.check, passes, self.options.every_n_epochs)
         return self.schedule
 
+    def open_validation(self, trainer: "pl.Trainer") -> None:
+        """Begin to draw the probe set, unless it is the sanity check.
+
+        Args:
+            trainer: at the start of a validation run.
+
+        Raises:
+            MisconfigurationException: if a validation loader that was chosen does not exist.
+        """
+        self._measured_now = False
+        try:
+            self.collector.require_loaders(trainer)
+        except InvalidArgument as error:
+            raise MisconfigurationException(f"NeuronImportance {self.options.name!r}: {error}") from error
+        if trainer.sanity_checking:
+            self.rehearsal.open()
+        else:
+            self.collector.open()
+
+    def close_validation(self, trainer: "pl.Trainer") -> None:
+        """Compare a measurement of this validation run with what the run has logged.
+
+        Args:
+            trainer: at the end of the run, all of whose metrics are complete.
+        """
+        before = self.results
+        if not self._measured_now or before is None:
+            return
+        self.results = self._logged_accuracy.at_the_end(trainer, before)
+        if self.checked is before:
+            self.checked = self.results
+
     def end_validation(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> dict[str, float]:
         """Measure if it is due; return the values to log, the same on every process.
 
@@ -145,9 +148,30 @@ class MeasuredRun:
         first = not self.state.runs and not self.state.measured  # also of a run that goes on from a checkpoint
         due = self.schedule.measurement_is_due(self.state.runs, alone=trainer.state.fn == "validate")
         self.state.runs += 1
-        if due:
+        if due and self._mistake is None:
             self._measure(trainer, module, first)
         return (self.state.metrics or self._missing) | self.state.check_metrics
+
+    def rehearse(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> None:
+        """Try a measurement out at the end of the sanity check.
+
+        Args:
+            trainer: the trainer of the run.
+            module: the model.
+
+        Raises:
+            MisconfigurationException: if an argument proves invalid.
+        """
+        self.rehearsal.close(trainer, module, first=not self.state.runs and not self.state.measured)
+
+    def begin_epoch(self) -> None:
+        """Stop the training run if the first measurement has found a mistake: by now the checkpoint is written.
+
+        Raises:
+            MisconfigurationException: that names the mistake.
+        """
+        if self._mistake is not None:
+            raise self._mistake
 
     def end_training(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> None:
         """Make the last check if it was skipped: only now is it known that no validation run follows.
@@ -184,14 +208,36 @@ class MeasuredRun:
                 probe = self.collector.close()
                 checked = last or self._check_is_due(trainer)
             results = self._measurer.measure(trainer, module, probe, self.state.previous, checked=checked)
-            results = results.replace(notes=(*results.notes, *self.collector.notes()))
+            pooled = kind_of(self.options.settings.clusters) != "dataloaders"
+            results = results.replace(notes=(*results.notes, *self.collector.notes(pooled=pooled)))
+            results = self._logged_accuracy.before_publishing(results)
         except Exception as error:
+            self.failure = (
+                f"the measurement of epoch {trainer.current_epoch} failed with {type(error).__name__}: {error}"
+            )
             if isinstance(error, InvalidArgument) and first:
-                raise MisconfigurationException(f"NeuronImportance {self.options.name!r}: {error}") from error
+                self._stop(trainer, f"NeuronImportance {self.options.name!r}: {error}{self.collector.hint()}", error)
+                return
             self._fail(f"has no measurement of epoch {trainer.current_epoch}", error)
             return
         self._keep(trainer, results)
         self._publish(trainer, results)
+
+    def _stop(self, trainer: "pl.Trainer", message: str, error: InvalidArgument) -> None:
+        """Stop the run for a mistake in the arguments: at once, or where an epoch would be lost, after its checkpoint.
+
+        Args:
+            trainer: the trainer of the run.
+            message: what is wrong.
+            error: the mistake.
+        """
+        mistake = MisconfigurationException(message)
+        mistake.__cause__ = error.with_traceback(None)  # without the frames, which hold batches
+        if trainer.state.fn != "fit" or self.options.on_error == "raise":
+            raise mistake
+        self._mistake = mistake
+        self.collector.forget()
+        warnings.warn(f"{message}. The training run stops before its next epoch; this one is kept", stacklevel=2)
 
     def _check_last(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> None:
         """Check the last measurement, since which no step was taken, and publish it."""
@@ -201,7 +247,7 @@ class MeasuredRun:
         except Exception as error:
             self._fail(f"has no check of epoch {self.results.epoch}", error)
             return
-        self.results = results
+        self.results = results = self._logged_accuracy.before_publishing(results)
         self._keep_check(results)
         self._publish(trainer, results)
 
@@ -228,7 +274,7 @@ class MeasuredRun:
     def _keep(self, trainer: "pl.Trainer", results: Results) -> None:
         """Keep a measurement, its metrics and what the next one needs of it."""
         state, name = self.state, self.options.name
-        self.results, self._weights = results, trainer.global_step
+        self.results, self._weights, self._measured_now = results, trainer.global_step, True
         if results.has_faithfulness:
             self._keep_check(results)
         elif not self._proved:

@@ -131,13 +131,16 @@ def _from_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**upgraded, "version": 2, "names_only": True, "history": history, "previous": state["earlier"]}
 
 
-def configuration_of(settings: ImportanceSettings, max_samples: int, stratify: Any) -> dict[str, Any]:
+def configuration_of(
+    settings: ImportanceSettings, max_samples: int, stratify: Any, dataloaders: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Return the plain values under which the state in a checkpoint is valid.
 
     Args:
         settings: settings of the importance measurement.
         max_samples: upper bound on the number of samples in the probe set.
         stratify: how the samples are drawn, as in `NeuronImportance`.
+        dataloaders: numbers of the validation loaders that they are drawn from; None: all.
     """
     clusters, removed_to = settings.clusters, settings.removed_to
     callables = {
@@ -162,6 +165,7 @@ def configuration_of(settings: ImportanceSettings, max_samples: int, stratify: A
         "max_samples": int(max_samples),
         "seed": settings.seed,
         "stratify": bool(stratify),
+        "dataloaders": None if dataloaders is None else list(dataloaders),
         **{name: identify(function) for name, function in callables.items() if function is not None},
     }
 

@@ -1,9 +1,9 @@
 """Ablate neurons of a model in evaluations that the user makes."""
 
-import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_neuroimp import _validate
-from lightning_neuroimp.batches.fields import find_tokens
+from lightning_neuroimp.batches.fields import tokens_and_doubt
+from lightning_neuroimp.batches.masks import Reading
+from lightning_neuroimp.batches.structure import copied_to
+from lightning_neuroimp.capture.forward import forward_parameters, model_device
 from lightning_neuroimp.capture.hooks import SiteHook
-from lightning_neuroimp.capture.neuron_axis import AxisTracker
+from lightning_neuroimp.capture.isolation import undisturbed
+from lightning_neuroimp.capture.neuron_axis import AxisTracker, declares_neurons
 from lightning_neuroimp.capture.positions import along_axis, along_positions, chosen_positions
+from lightning_neuroimp.capture.settling import settle_axis
 from lightning_neuroimp.capture.site_tensor import read_activation, write_activation
 from lightning_neuroimp.capture.sites import find_sites
 from lightning_neuroimp.errors import InvalidArgument
@@ -109,6 +114,7 @@ class _Remover:
         self._value, self._tokens = value, tokens
         self._tracker = AxisTracker()
         self._hook = SiteHook(site, self._visit)
+        self._settling = False
         self._calls = _OutermostCalls(self._hook)
 
     @contextmanager
@@ -118,16 +124,50 @@ class _Remover:
             stack.enter_context(self._hook.attach(model))
             if self._axis is None:
                 stack.enter_context(self._tracker.watch(model))
-            if self._site.call is not None or self._site.position is not None:
+            unsettled = self._axis is None and self._site.axis is None
+            if unsettled and not declares_neurons(model.get_submodule(self._site.name)):
+                self._calls.before = partial(self._settle, model)
+            if self._site.call is not None or self._site.position is not None or self._calls.before is not None:
                 stack.enter_context(self._calls.watch(model))
             yield
 
+    def _settle(self, model: nn.Module, outermost: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Settle the neuron axis by passes of our own before the first one of the user's.
+
+        Args:
+            model: holds the site.
+            outermost: is about to be called.
+            args: what it is called with.
+            kwargs: what it is called with by keyword.
+        """
+        if self._axis is not None or self._settling:
+            return
+        device = model_device(outermost)
+        run = lambda: outermost(*copied_to(args, device), **copied_to(kwargs, device))  # noqa: E731
+        self._settling = True
+        try:
+            with undisturbed(model), torch.no_grad():
+                self._axis = settle_axis(model, self._site, run)
+        except Exception:
+            return  # the user's own pass will fail in the same way
+        finally:
+            self._settling = False
+
     def _visit(self, module: nn.Module, value: Any) -> Any:
+        if self._settling:
+            return None
         self.reached = True
         activation = read_activation(self._site, module, value)
         axis = self._tracker.axis(self._site, module, activation) if self._axis is None else self._axis
         gone = along_axis(self._channels(activation, axis), axis, activation.ndim)
-        tokens = self._calls.tokens if self._tokens is None else self._tokens != 0
+        # without a position, neurons are removed from padding as well
+        read = self._calls.reading if self._site.position is not None else Reading(None)
+        tokens = read.tokens if self._tokens is None else self._tokens != 0
+        if self._tokens is None and read.doubt and (self._site.position or 0) < 0:
+            raise InvalidArgument(
+                f"position={self._site.position} of layer {self._site.name!r} counts from the last unpadded position, "
+                f"but {read.doubt}; pass tokens=, a (sample, token) mask that is True for tokens"
+            )
         positions = chosen_positions(self._site, activation, axis, tokens)
         if positions is not None:
             gone = gone & along_positions(positions, axis)
@@ -181,14 +221,16 @@ class _OutermostCalls:
     """Notice where a forward pass begins, and the mask that it is given.
 
     Attributes:
-        tokens: True for non-padding tokens; None without a mask.
+        reading: which tokens are no padding, as far as the inputs tell.
+        before: called before each outermost call, with the module, its arguments and its keywords; None: nothing is.
 
     Args:
         hook: counts the calls of its site anew in each pass.
     """
 
     def __init__(self, hook: SiteHook) -> None:
-        self.tokens: Tensor | None = None
+        self.reading = Reading(None)
+        self.before: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None] | None = None
         self._hook, self._depth = hook, 0
 
     @contextmanager
@@ -196,19 +238,19 @@ class _OutermostCalls:
         """Hold the hooks inside this context."""
         with ExitStack() as stack:
             for module in model.modules():
-                before = module.register_forward_pre_hook(self._open, prepend=True, with_kwargs=True)
-                after = module.register_forward_hook(self._close, always_call=True)
+                before = nn.Module.register_forward_pre_hook(module, self._open, prepend=True, with_kwargs=True)
+                after = nn.Module.register_forward_hook(module, self._close, always_call=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             yield
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._depth:
+            if self.before is not None:
+                self.before(module, args, kwargs)
             self._hook.reset()
-            names = inspect.signature(module.forward).parameters
-            self.tokens = find_tokens({**dict(zip(names, args, strict=False)), **kwargs})
-            if self.tokens is None and args:
-                self.tokens = find_tokens(args[0])
+            names = [parameter.name for parameter in forward_parameters(module)]
+            self.reading = tokens_and_doubt({**dict(zip(names, args, strict=False)), **kwargs})
         self._depth += 1
 
     def _close(self, module: nn.Module, args: Any, output: Any) -> None:

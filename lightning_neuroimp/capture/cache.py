@@ -1,6 +1,6 @@
 """Cache the activations of sites in a forward pass, with or without a graph through them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_neuroimp.capture.hooks import SiteHook
-from lightning_neuroimp.capture.neuron_axis import AxisTracker
+from lightning_neuroimp.capture.neuron_axis import AxisTracker, require_groups
 from lightning_neuroimp.capture.site_tensor import read_activation, write_activation
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Site
@@ -34,15 +34,17 @@ class ActivationCache:
     Args:
         sites: what is captured.
         gradients: whether the activations keep the model's graph; otherwise they are detached copies.
+        axes: neuron axis of each site for which it is known already.
     """
 
-    def __init__(self, sites: Sequence[Site], *, gradients: bool) -> None:
+    def __init__(self, sites: Sequence[Site], *, gradients: bool, axes: Mapping[str, int] | None = None) -> None:
         self.sites = {str(site): site for site in sites}
         self.gradients = gradients
         self.outputs: dict[str, Tensor] = {}
         self.axes: dict[str, int] = {}
+        self._settled = dict(axes or {})
         self.skipped: dict[str, str] = {}
-        self._n_samples = 0
+        self._n_samples = self._n_rows = 0
         self._recording = False
         self._tracker = AxisTracker()
         self._hooks: dict[str, SiteHook] = {}
@@ -58,12 +60,13 @@ class ActivationCache:
             yield
 
     @contextmanager
-    def record(self, model: nn.Module, n_samples: int) -> Iterator[None]:
+    def record(self, model: nn.Module, n_samples: int, n_rows: int | None = None) -> Iterator[None]:
         """Capture the activations of the one forward pass inside this context.
 
         Args:
             model: to which the cache is attached.
             n_samples: number of samples in the batch.
+            n_rows: number of its rows, the first of which are the samples; None: as many.
 
         Raises:
             InvalidArgument: if a site that is not optional was not called, was called several times, or has
@@ -72,9 +75,9 @@ class ActivationCache:
         self.outputs.clear()
         for hook in self._hooks.values():
             hook.reset()
-        self._n_samples, self._recording = n_samples, True
+        self._n_samples, self._n_rows, self._recording = n_samples, n_rows or n_samples, True
         self._tracker = AxisTracker()
-        known = all(name in self.axes or name in self.skipped for name in self.sites)
+        known = all(name in {**self._settled, **self.axes, **self.skipped} for name in self.sites)
         try:
             with nullcontext() if known else self._tracker.watch(model):
                 yield
@@ -86,6 +89,16 @@ class ActivationCache:
                     hook.require_reached()
                 except InvalidArgument as error:
                     self._skip(name, error)
+
+    def require_one(self) -> None:
+        """Refuse sites all of which are skipped.
+
+        Raises:
+            InvalidArgument: if there are sites, and none is left.
+        """
+        if self.sites and len(self.skipped) == len(self.sites):
+            reason = next(iter(self.skipped.values()))
+            raise InvalidArgument(f"none of the layers can be explained; for instance, {reason}")
 
     def _skip(self, name: str, error: InvalidArgument) -> None:
         """Note why an optional site is skipped; raise the error for any other one."""
@@ -101,9 +114,13 @@ class ActivationCache:
             return None
         try:
             self._hooks[name].require_single()
-            tensor = read_activation(site, module, value, self._n_samples)
+            tensor = read_activation(site, module, value, self._n_rows)
             if name not in self.axes:
-                self.axes[name] = self._tracker.axis(site, module, tensor)
+                axis = self._settled.get(name, tensor.ndim)
+                settled = axis < tensor.ndim
+                self.axes[name] = (
+                    require_groups(site, axis, tensor) if settled else self._tracker.axis(site, module, tensor)
+                )
             if self.gradients and not torch.is_grad_enabled():
                 raise InvalidArgument(
                     f"layer {site.name!r} runs under torch.no_grad() inside the model's forward pass, so that no "
@@ -112,6 +129,7 @@ class ActivationCache:
         except InvalidArgument as error:
             self._skip(name, error)
             return None
+        tensor, copies = tensor[: self._n_samples], tensor[self._n_samples :].detach()
         if not self.gradients:
             # a copy: an in-place layer after the site overwrites the original
             self.outputs[name] = tensor.detach().clone()
@@ -122,4 +140,5 @@ class ActivationCache:
             tensor = tensor.detach().requires_grad_()
         self.outputs[name] = tensor.clone() if site.side == "input" else tensor.view_as(tensor)
         # a copy, so that an in-place layer after it does not overwrite what is differentiated
-        return write_activation(site, module, value, self.outputs[name].clone())
+        written = self.outputs[name].clone()
+        return write_activation(site, module, value, torch.cat([written, copies]) if len(copies) else written)

@@ -32,18 +32,19 @@ class Donors:
     Args:
         probe: all samples of this process.
         seed: another seed gives other donors.
+        batch_size: number of samples in our passes; None: that of the loader.
 
     Raises:
         InvalidArgument: if there is only one sample.
     """
 
-    def __init__(self, probe: ProbeSet, seed: int) -> None:
+    def __init__(self, probe: ProbeSet, seed: int, batch_size: int | None = None) -> None:
         index = probe.index
         if len(index) == 1:
             raise InvalidArgument(
                 "baseline='resample' takes another sample's activations, but the probe set holds only one"
             )
-        self._probe = probe
+        self._probe, self._batch_size = probe, batch_size
         self._order = index[np.argsort(sample_keys(index, seed + _SEED), kind="stable")]
         self._next = np.roll(self._order, -1)
 
@@ -61,18 +62,22 @@ class Donors:
     def batches(self, numbers: Int[np.ndarray, " sample"]) -> Iterator[tuple[Any, Int[np.ndarray, " donor"]]]:
         """Yield the donors of some samples in batches on the host, and which of the samples each donor is for.
 
+        A batch may hold a copy of its only sample, as those of `Subject.passes`.
+
         Args:
             numbers: of samples in the probe set, each once.
         """
         donors = self.of(numbers)
-        for batch, index in self._probe.select(donors).batches(len(numbers)):
+        copies = self._probe.copied(self._batch_size)
+        size = max(2, len(numbers)) if copies else len(numbers)
+        for batch, index in self._probe.select(donors).batches(size, copies=copies):
             yield batch, rows_of(donors, index)
 
 
 def donate(
     activation: Float[Tensor, "sample ..."],
     axis: int,
-    positions: Bool[Tensor, "sample token"] | None,
+    positions: Bool[Tensor, " sample *position"] | None,
     donor_activations: Sequence[DonorActivations],
 ) -> Float[Tensor, "sample ..."]:
     """Return what takes the place of each sample's activations, in the same shape.
@@ -87,7 +92,8 @@ def donate(
         donor_activations: of all donors, in any number of batches.
 
     Raises:
-        InvalidArgument: if the donors' activations have other sizes along several axes.
+        InvalidArgument: if the donors' activations have other sizes along several axes, or there are several axes of
+            positions, some of which are padding.
     """
     result = activation.clone()
     where = token_axis(activation.ndim, axis)
@@ -96,6 +102,11 @@ def donate(
         if positions is None and counted is None and donated.shape[1:] == activation.shape[1:]:
             result[rows] = donated
             continue
+        if where is None and donated.shape[1:] == activation.shape[1:]:
+            raise InvalidArgument(
+                f"baseline='resample' needs one axis of positions where tokens are padded, got activations of shape "
+                f"{tuple(activation.shape)}; use baseline='mean'"
+            )
         if where is None or donated.ndim != activation.ndim or donated.shape[axis] != activation.shape[axis]:
             raise InvalidArgument(
                 f"baseline='resample' needs activations of one size, got {tuple(activation.shape[1:])} and "

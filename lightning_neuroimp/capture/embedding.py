@@ -1,13 +1,14 @@
 """Read each sample's embedding from a forward pass: what KMeans clusters, and what finds similar samples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_neuroimp.capture.forward import Prediction
 from lightning_neuroimp.capture.hooks import SiteHook
 from lightning_neuroimp.capture.neuron_axis import AxisTracker
 from lightning_neuroimp.capture.positions import chosen_positions, count_positions, sum_positions
@@ -23,17 +24,18 @@ class EmbeddingReader:
     Example:
         reader = EmbeddingReader(model, "encoder")
         with reader.attach():
-            embedding = reader.read(model(x), None, required=True)
+            embedding = reader.read(Prediction(model(x), labels, None), required=True)
 
     Args:
         model: its forward passes are read.
         layer: the site; None: the input of that linear layer which the first pass calls last.
+        axes: neuron axis of each site for which it is known already.
 
     Raises:
         InvalidArgument: if there is no such layer, or it stands for several.
     """
 
-    def __init__(self, model: nn.Module, layer: str | Site | None) -> None:
+    def __init__(self, model: nn.Module, layer: str | Site | None, axes: Mapping[str, int] | None = None) -> None:
         self._model = model
         sites = () if layer is None else find_sites(model, layer)
         if len(sites) > 1:
@@ -44,7 +46,7 @@ class EmbeddingReader:
         self._caller: nn.Module | None = None  # the linear layer that was given the activation
         self._last: nn.Module | None = None  # the same for all passes once one has been read
         self._width: int | None = None
-        self._tracker = AxisTracker()
+        self._tracker, self._axes = AxisTracker(), dict(axes or {})
 
     @contextmanager
     def attach(self) -> Iterator["EmbeddingReader"]:
@@ -73,20 +75,23 @@ class EmbeddingReader:
         """Keep the activations of the site."""
         assert self._site is not None
         tensor = read_activation(self._site, module, value)
-        self._activation, self._axis = tensor.detach().clone(), self._tracker.axis(self._site, module, tensor)
+        axis = self._axes.get(str(self._site))
+        self._activation = tensor.detach().clone()
+        self._axis = self._tracker.axis(self._site, module, tensor) if axis is None else axis
 
     def read(
         self,
-        logits: Float[Tensor, "sample class"],
-        tokens: Bool[Tensor, "sample token"] | None,
+        prediction: Prediction,
+        n_rows: int | None = None,
         *,
         required: bool,
     ) -> Float[Tensor, "sample feature"]:
         """Return the embeddings of the samples in the last forward pass.
 
         Args:
-            logits: of that pass; they stand in for embeddings that are not required where no linear layer is called.
-            tokens: True for non-padding tokens.
+            prediction: of that pass. Its logits stand in for embeddings that are not required where no linear layer is
+                called.
+            n_rows: number of rows in the batch, the first of which are the samples; None: as many as samples.
             required: whether clusters depend on the embeddings.
 
         Returns:
@@ -96,7 +101,12 @@ class EmbeddingReader:
             InvalidArgument: if embeddings are required and the pass gave none.
         """
         found, self._activation = self._activation, None
-        if found is not None and len(found) == len(logits):
+        logits, tokens, n_rows = prediction.logits, prediction.tokens, n_rows or len(prediction.logits)
+        # two axes as long as the batch do not tell which one holds the samples, unless a site does
+        if found is not None and self._site is None and list(found.shape[:-1]).count(n_rows) > 1:
+            found = None
+        if found is not None and len(found) == n_rows:
+            found = found[: len(logits)]
             self._last = self._caller
             site = Site("", position=None) if self._site is None else self._site
             positions = chosen_positions(site, found, self._axis, tokens)

@@ -5,17 +5,21 @@
 """
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_neuroimp import _validate
-from lightning_neuroimp.batches.fields import REMEDY, find_tokens, split_batch
-from lightning_neuroimp.batches.structure import describe, fields_of
+from lightning_neuroimp.batches.fields import REMEDY, split_batch, tokens_and_doubt
+from lightning_neuroimp.batches.masks import Reading
+from lightning_neuroimp.batches.structure import describe
+from lightning_neuroimp.capture.labels import UNLABELLED, as_tensor, class_numbers, require_range
+from lightning_neuroimp.capture.outputs import find_logits, refuse_probabilities, require_logits
 from lightning_neuroimp.errors import InvalidArgument, NeuroimpError
 
 
@@ -53,13 +57,67 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: (sample, class), in at least float32.
-        labels: the targets in the batch.
+        labels: the targets in the batch; -1 for samples without a label.
         tokens: True for non-padding tokens; None if no mask is known.
+        doubt: why a field of the batch that may be a mask is not used; empty if there is no doubt.
     """
 
     logits: Float[Tensor, "sample class"]
     labels: Int[Tensor, " sample"]
     tokens: Bool[Tensor, "sample token"] | None
+    doubt: str = ""
+
+
+_PREPARED = "if validation_step prepares the inputs, do the same in forward_fn"
+
+_NO_MISTAKES = (
+    *("out of memory", "can't allocate memory", "cuda error", "hip error", "device-side assert", "cublas_status"),
+    *("cuda driver", "cufft", "cusolver", "triton"),
+    *("cudnn_status", "cudnn error", "nccl", "gloo", "process group", "processgroup", "timed out", "timeout"),
+    *("connection", "in-place", "inplace", "inference tensor", "leaf variable", "backward", "worker"),
+)
+"""Parts of the messages of RuntimeErrors for which inputs are not to blame: memory, devices, processes, autograd."""
+
+_MISFITS = re.compile(
+    r"\b(shapes?|sizes?|dim|dims|dimensions?|dtypes?|types?|channels?|elements?|expects?|expected|same device|match"
+    r"|broadcast\w*|not implemented for|subscripts?|inputs?|arguments?|tensors?)\b",
+    re.IGNORECASE,
+)
+"""What torch says in a RuntimeError where shapes, types or devices do not fit."""
+
+
+def is_mistake(error: Exception) -> bool:
+    """Tell whether an error of a model's call is that of its caller, such as shapes or types that do not fit.
+
+    >>> is_mistake(RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 5x2)"))
+    True
+    >>> is_mistake(RuntimeError("CUDA error: device-side assert triggered"))
+    False
+    """
+    if isinstance(error, _validate.MISTAKES):
+        return True
+    # its subclasses are those of memory, devices, processes and compilers
+    if type(error) not in (RuntimeError, torch.jit.Error) or not _MISFITS.search(str(error)):
+        return False
+    return not any(part in str(error).lower() for part in _NO_MISTAKES)
+
+
+@contextmanager
+def _users_forward_fn() -> Iterator[None]:
+    """Turn the mistakes of a forward_fn into `InvalidArgument`.
+
+    Raises:
+        InvalidArgument: for errors that are mistakes; others pass through.
+    """
+    try:
+        yield
+    except NeuroimpError:
+        raise
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        hint = "" if isinstance(error, _validate.MISTAKES) else f"; {_PREPARED}"
+        raise InvalidArgument(f"forward_fn failed with {type(error).__name__}: {_said(error, 160)}{hint}") from error
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -77,7 +135,9 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
         return model(*args, **kwargs)
     except NeuroimpError:
         raise
-    except _validate.MISTAKES as error:
+    except Exception as error:
+        if not is_mistake(error):
+            raise
         kind = type(model).__name__
         if isinstance(error, NotImplementedError) and "forward" in str(error):
             raise InvalidArgument(
@@ -85,10 +145,19 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
                 "pass forward_fn=lambda module, batch: (module.your_network(batch[0]), batch[1])"
             ) from error
         received = ", ".join([*map(describe, args), *(f"{key}={describe(part)}" for key, part in kwargs.items())])
+        known, received = isinstance(error, _validate.MISTAKES), _cut(received, 90)
         raise InvalidArgument(
-            f"{kind} was called with {_cut(received, 90)}, and failed with {type(error).__name__}: "
-            f"{_cut(str(error), 70)}; if it should be called otherwise, pass forward_fn="
+            f"{kind} was called with {received}, and failed with {type(error).__name__}: "
+            f"{_said(error, 160 - len(received))}; "
+            f"{'if it should be called otherwise, pass forward_fn=' if known else _PREPARED}"
         ) from error
+
+
+def _said(error: Exception, longest: int) -> str:
+    """Return what an error says in one line; a scripted module's says it last, after where it was."""
+    lines = str(error).strip().splitlines() or [""]
+    text = lines[-1] if "TorchScript" in lines[0] else " ".join(line.strip() for line in lines)
+    return _cut(text.removeprefix("RuntimeError: "), longest)
 
 
 def _cut(text: str, longest: int) -> str:
@@ -102,7 +171,7 @@ def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str
     Raises:
         InvalidArgument: if the names of the inputs are not those of the arguments.
     """
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    parameters = forward_parameters(model)
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     variadic = [one for one in parameters if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     required = [one for one in parameters if one.default is one.empty and one not in variadic]
@@ -126,6 +195,21 @@ def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str
     )
 
 
+def forward_parameters(module: nn.Module) -> list[inspect.Parameter]:
+    """Return the parameters of a module's `forward`; those of traced and loaded modules are in its schema."""
+    try:
+        return list(inspect.signature(module.forward).parameters.values())
+    except ValueError:
+        forward: Any = module.forward
+        kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+        return [
+            inspect.Parameter(
+                one.name.partition(".")[0], kind, default=one.default_value if one.has_default_value() else empty
+            )
+            for one in forward.schema.arguments[1:]
+        ]
+
+
 def _single_argument(parameter: inspect.Parameter, inputs: dict[str, Any]) -> Any:
     """Return the only input, or all of them as a dictionary, for a `forward` of one argument."""
     annotation = getattr(parameter.annotation, "__origin__", parameter.annotation)
@@ -136,21 +220,14 @@ def _single_argument(parameter: inspect.Parameter, inputs: dict[str, Any]) -> An
     return single[0]
 
 
-def find_logits(output: Any) -> Any:
-    """Return the logits in a model's output: its `logits`, its only field, the first item of a tuple, or itself."""
-    named = fields_of(output)
-    if named is not None and "logits" in named:
-        return named["logits"]
-    if named is None and isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
-    if isinstance(output, tuple | list) and output:
-        return output[0]
-    if named is not None and len(named) == 1:
-        return next(iter(named.values()))
-    return output
-
-
-def forward_logits(model: nn.Module, batch: Any, forward_fn: ForwardFn | None, *, validate: bool = True) -> Prediction:
+def forward_logits(
+    model: nn.Module,
+    batch: Any,
+    forward_fn: ForwardFn | None,
+    *,
+    ignore_index: int | None = None,
+    validate: bool = True,
+) -> Prediction:
     """Run the model on a batch, and return the logits and labels of a classifier.
 
     One logit per sample with targets 0 and 1 is a binary classifier's: its logits are (0, f).
@@ -159,6 +236,7 @@ def forward_logits(model: nn.Module, batch: Any, forward_fn: ForwardFn | None, *
         model: called with the inputs, unless `forward_fn` is given.
         batch: one batch, on the model's device.
         forward_fn: gives logits and targets in place of `call_model` and `split_batch`.
+        ignore_index: target of samples without a label, whose label becomes -1; None: all have one.
         validate: whether to look at values. Not needed where the same batch has passed before and neurons are removed
             now: it makes the device wait.
 
@@ -169,35 +247,35 @@ def forward_logits(model: nn.Module, batch: Any, forward_fn: ForwardFn | None, *
         InvalidArgument: if the model or `forward_fn` fails, the outputs are not logits or look like probabilities, or
             the targets are not classes.
     """
-    output, targets, tokens = _run(model, batch, forward_fn)
-    logits = find_logits(output)
-    if isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf":
-        targets = torch.from_numpy(targets)
-    if isinstance(targets, list | tuple) and targets and all(isinstance(one, bool | int | float) for one in targets):
-        targets = torch.tensor(targets)
+    output, targets, reading = _run(model, batch, forward_fn)
+    targets = as_tensor(targets)
+    logits = find_logits(output, len(targets) if isinstance(targets, Tensor) and targets.ndim else None)
     if isinstance(targets, Tensor) and isinstance(logits, Tensor):
-        targets = targets.to(logits.device)
-    if _is_binary(logits, targets):
-        logits, targets = _two_logits(logits, targets, validate)
-    _require_logits(logits)
-    labels = _labels(targets, logits, validate)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        targets = class_numbers(targets.to(logits.device), logits, validate)
+    binary = _is_binary(logits, targets)
+    if not binary:
+        require_logits(logits)
+    labels = _labels(targets, logits, ignore_index, validate)
     if validate:
-        _refuse_probabilities(logits.detach())
-    return Prediction(logits, labels, tokens)
+        refuse_probabilities(logits)
+    if binary:
+        logits = torch.nn.functional.pad(logits.reshape(-1, 1), (1, 0))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    tokens = None if reading.tokens is None else reading.tokens.to(logits.device)
+    return Prediction(logits, labels, tokens, reading.doubt)
 
 
-def _run(model: nn.Module, batch: Any, forward_fn: ForwardFn | None) -> tuple[Any, Any, Tensor | None]:
+def _run(model: nn.Module, batch: Any, forward_fn: ForwardFn | None) -> tuple[Any, Any, Reading]:
     """Return the model's output, the targets as they are in the batch, and the tokens' mask.
 
     Raises:
         InvalidArgument: if the model or `forward_fn` fails, or does not return what it must.
     """
-    tokens = find_tokens(batch)  # first: the model or forward_fn may change the batch
+    reading = tokens_and_doubt(batch)  # first: the model or forward_fn may change the batch
     if forward_fn is None:
         inputs, targets = split_batch(batch)
-        return call_model(model, inputs), targets, tokens
-    with _validate.users_function("forward_fn"):
+        return call_model(model, inputs), targets, reading
+    with _users_forward_fn():
         outcome = forward_fn(model, batch)
     if not isinstance(outcome, tuple) or len(outcome) not in (2, 3):
         raise InvalidArgument(
@@ -205,15 +283,15 @@ def _run(model: nn.Module, batch: Any, forward_fn: ForwardFn | None) -> tuple[An
             f"non-padding tokens, got {describe(outcome)}"
         )
     if len(outcome) == 2:
-        return *outcome, tokens
+        return *outcome, reading
     output, targets, mask = outcome
     if mask is None:
-        return output, targets, None
+        return output, targets, Reading(None)
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise InvalidArgument(
             f"the third value of forward_fn must be a mask of tokens of shape (sample, token), got {describe(mask)}"
         )
-    return output, targets, mask != 0
+    return output, targets, Reading(mask != 0)
 
 
 def _is_binary(logits: Any, targets: Any) -> bool:
@@ -224,116 +302,32 @@ def _is_binary(logits: Any, targets: Any) -> bool:
         and logits.ndim in (1, 2)
         and logits.shape[1:] in ((), (1,))
         and isinstance(targets, Tensor)
-        and targets.shape in (logits.shape[:1], (len(logits), 1))
+        and targets.shape == logits.shape[:1]
     )
 
 
-def _two_logits(logits: Tensor, targets: Tensor, validate: bool) -> tuple[Tensor, Tensor]:
-    """Return the logits (0, f) and the integer targets of a binary classifier with one output f.
-
-    Raises:
-        InvalidArgument: if a target is neither 0 nor 1, or the output is a probability.
-    """
-    if validate and not bool(((targets == 0) | (targets == 1)).all()):
-        found = sorted(set(targets.reshape(-1).tolist()))
-        some = ", ".join(f"{value:g}" for value in found[:4])
-        raise InvalidArgument(
-            f"the model gives one number per sample, as a binary classifier with targets 0 and 1 does, but the targets "
-            f"are {some}{', ...' if len(found) > 4 else ''}: a regression output has no classes; pass forward_fn=, a "
-            "function (model, batch) -> (logits, targets)"
-        )
-    if validate and _ends_in_sigmoid(logits):
-        raise InvalidArgument(
-            "the model's output is a sigmoid's, a probability, but logits are needed. Explain the model before its "
-            "sigmoid, or pass forward_fn=lambda model, batch: (model(batch[0]).logit(eps=1e-6), batch[1])"
-        )
-    return torch.nn.functional.pad(logits.reshape(-1, 1), (1, 0)), targets.reshape(-1).to(torch.int64)
-
-
-def _ends_in_sigmoid(logits: Tensor) -> bool:
-    """Tell whether a sigmoid made the tensor, up to changes of shape; known only where a graph was built."""
-    node = logits.grad_fn
-    while node is not None and node.name().startswith(("Squeeze", "View", "Reshape", "Unsqueeze", "Select", "Alias")):
-        node = node.next_functions[0][0] if node.next_functions else None
-    return node is not None and node.name().startswith("SigmoidBackward")
-
-
-def _require_logits(logits: Any) -> None:
-    """Refuse what has not the type and shape of logits.
-
-    Raises:
-        InvalidArgument: if it is no floating-point tensor of shape (sample, class) with at least two classes.
-    """
-    if not isinstance(logits, Tensor):
-        raise InvalidArgument(f"the model's output must be a tensor of logits, got {describe(logits)}; {REMEDY}")
-    if not logits.is_floating_point():
-        raise InvalidArgument(f"the model's output must be floating-point logits, got {describe(logits)}; {REMEDY}")
-    if logits.ndim > 2:
-        raise InvalidArgument(
-            f"the model's output must have shape (sample, class), got {describe(logits)}: dense or sequence outputs "
-            "need one prediction per sample; let forward_fn=(model, batch) -> (logits, targets) return, for instance, "
-            "those of one position"
-        )
-    if logits.ndim < 2 or logits.shape[1] < 2:
-        raise InvalidArgument(
-            f"the model's output must have shape (sample, class) with at least two classes, or one logit per sample "
-            f"with targets 0 and 1, got {describe(logits)}; pass forward_fn=, a function (model, batch) -> "
-            "(logits, targets)"
-        )
-
-
-def _labels(targets: Any, logits: Tensor, validate: bool) -> Tensor:
-    """Return the targets as integer class numbers, one per row of the logits.
+def _labels(targets: Any, logits: Tensor, ignore_index: int | None, validate: bool) -> Tensor:
+    """Return the targets as integer class numbers, one per row of the logits; -1 for samples without a label.
 
     Raises:
         InvalidArgument: if they are something else.
     """
+    n_classes = logits.shape[1] if logits.ndim == 2 else 1
     if not isinstance(targets, Tensor):
         raise InvalidArgument(f"targets must be a tensor of class numbers, got {describe(targets)}; {REMEDY}")
-    if targets.ndim == 2 and targets.shape == logits.shape:
-        raise InvalidArgument(
-            f"targets must be class numbers of shape (sample,), got {describe(targets)}: for one-hot or soft labels "
-            "return targets.argmax(1) from forward_fn; for multi-label data explain one label at a time, with "
-            "forward_fn returning the logits (0, f) of that label"
-        )
-    if targets.dtype == torch.bool and targets.ndim == 1 and logits.shape[1] == 2:
+    if targets.dtype == torch.bool and targets.ndim == 1 and n_classes <= 2:
         targets = targets.to(torch.int64)
-    if targets.ndim == 2 and targets.shape[1] == 1 and not targets.is_floating_point():
-        targets = targets[:, 0]
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise InvalidArgument(
-            f"targets must be integer class numbers, got {describe(targets)}: a regression target cannot be "
-            f"explained by classes; {REMEDY}"
-        )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise InvalidArgument(f"targets must be integer class numbers, got {describe(targets)}; {REMEDY}")
     if targets.shape != logits.shape[:1]:
         raise InvalidArgument(
             f"targets must have shape ({logits.shape[0]},), one class per row of the logits {tuple(logits.shape)}, "
             f"got {describe(targets)}; {REMEDY}"
         )
     targets = targets.to(torch.int64)
-    if validate and len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < logits.shape[1]):
-        raise InvalidArgument(
-            f"targets must lie in 0..{logits.shape[1] - 1} for {logits.shape[1]} logits, got values from "
-            f"{int(targets.min())} to {int(targets.max())}; drop ignored samples in the loader"
-        )
-    return targets
-
-
-def _refuse_probabilities(logits: Tensor) -> None:
-    """Refuse outputs whose rows are distributions over the classes.
-
-    Raises:
-        InvalidArgument: if no output is negative and each row sums to 1.
-    """
-    rows = logits[logits.isfinite().all(1)]
-    # rows of zeros and a single one may as well be the logits of a hand-made network
-    soft = len(rows) > 0 and bool((rows.amax(1) < 1).any())
-    if soft and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all()):
-        raise InvalidArgument(
-            "the model's outputs are non-negative and each row sums to 1: these look like probabilities, but logits "
-            "are needed. Explain the model before its softmax, or pass "
-            "forward_fn=lambda model, batch: (model(batch[0]).clamp_min(1e-12).log(), batch[1])"
-        )
+    if validate:
+        require_range(targets, n_classes, ignore_index)
+    return targets if ignore_index is None else targets.masked_fill(targets == ignore_index, UNLABELLED)
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from lightning_neuroimp import _compat
+from lightning_neuroimp.capture.gradient_support import with_gradients
 from lightning_neuroimp.capture.module_state import Restore, call_as_written, module_state, parameter_versions
 
 Found = dict[str | int, Restore]
@@ -46,9 +47,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     modules that are initialized inside, and parameters and their `.grad`: compute gradients with
     `torch.autograd.grad`. Where a forward pass writes into a parameter, a warning says so.
 
-    Inside, inference mode is off, compiled code runs eagerly (it ignores hooks), and the fused attention path is off
-    (it bypasses patched modules). What several threads change at once, process-wide or in a model that they share, is
-    put back when the last of them leaves.
+    Inside, inference mode is off, compiled code runs eagerly (it ignores hooks), the fused attention path is off (it
+    bypasses patched modules), recurrent layers on CUDA run without cuDNN where gradients are enabled, and reentrant
+    checkpoints are plain calls (through both, torch computes no gradients in evaluation mode). What several threads
+    change at once, process-wide or in a model that they share, is put back when the last of them leaves.
 
     Args:
         model: any module.
@@ -68,7 +70,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         versions = parameter_versions(modules)
         try:
             _enter(found, modules)
-            yield
+            with with_gradients(modules):
+                yield
         finally:
             _leave(found)
             for module, name, parameter, version in versions:

@@ -7,7 +7,7 @@ that measurements of the same object in several threads can find each other's.
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Mapping
 from functools import partial
 from itertools import chain
 from operator import is_
@@ -75,7 +75,7 @@ def call_as_written(module: nn.Module) -> None:
         values[_compat.COMPILED_CALL] = None
 
 
-def parameter_versions(modules: Collection[nn.Module]) -> list[tuple[nn.Module, str, nn.Parameter, int]]:
+def parameter_versions(modules: Collection[nn.Module]) -> list[tuple[nn.Module, str, torch.Tensor, int]]:
     """Return module, name, parameter and the counter of in-place writes of each parameter that has one."""
     return [
         (module, name, parameter, _compat.write_count(parameter))
@@ -85,8 +85,11 @@ def parameter_versions(modules: Collection[nn.Module]) -> list[tuple[nn.Module, 
     ]
 
 
-def _own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """Return a module's parameters, without those of submodules; scripted modules have no dictionary of them."""
+def _own_parameters(module: nn.Module) -> Mapping[str, torch.Tensor | None]:
+    """Return a module's parameters, without those of submodules; scripted modules have no dictionary of them.
+
+    Those of scripted modules that were loaded are plain tensors.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         return dict(module.named_parameters(recurse=False))
     return _compat.parameters_of(module)

@@ -76,7 +76,7 @@ class BatchRemoval:
         donated: activations of other samples at the site, for the baseline "resample".
     """
 
-    positions: Bool[Tensor, "sample token"] | None = None
+    positions: Bool[Tensor, " sample *position"] | None = None
     donated: Float[Tensor, "sample ..."] | None = None
 
 

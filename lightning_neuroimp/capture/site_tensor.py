@@ -88,10 +88,7 @@ def _sample_axis_remedy(site: Site, tensor: Tensor, n_samples: int | None) -> st
     fitting = [axis for axis, size in enumerate(tensor.shape) if size == n_samples]
     if fitting and (tensor.ndim > 2 or site.sample_axis):
         return f"If they are on axis {fitting[0]}, pass Site({site.name!r}, sample_axis={fitting[0]})"
-    return (
-        "A layer that sees some of the samples, or all their tokens or nodes in one row, cannot be explained: choose "
-        "a later one, or a module around it"
-    )
+    return "Windows, or tokens and nodes in one row, cannot be explained: choose a later layer, or one around it"
 
 
 def _path(site: Site, module: nn.Module, value: Any, layer: str) -> Path:

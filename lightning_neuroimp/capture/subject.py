@@ -17,10 +17,15 @@ from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.batches.progress import Progress, Tick, silent
 from lightning_neuroimp.capture.donors import Donors
 from lightning_neuroimp.capture.forward import ForwardFn, Outcome, Prediction, forward_logits, model_device
+from lightning_neuroimp.capture.random_states import States, restore
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
 from lightning_neuroimp.capture.targets import explained_classes
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Removal
+
+
+class OutputsChangedError(InvalidArgument):
+    """Say that a model gives another number of logits than before."""
 
 
 @dataclass
@@ -36,6 +41,9 @@ class Subject:
         progress: opens a progress bar for a pass.
         seconds: duration of each kind of pass so far.
         n_classes: number of logits per sample, known after the first pass.
+        states: states of the random generators in which each pass begins, so that a model that draws random numbers
+            draws the same ones in all of them; None for a model that draws none.
+        ignore_index: target of samples without a label, which count for nothing; None: all have one.
 
     Raises:
         InvalidArgument: if the batch size is no positive integer.
@@ -49,6 +57,8 @@ class Subject:
     progress: Progress = silent
     seconds: dict[str, float] = field(default_factory=dict)
     n_classes: int | None = None
+    states: States | None = None
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:
@@ -71,6 +81,17 @@ class Subject:
         """Yield batches on the host and their sample numbers."""
         yield from self.probe.batches(self.batch_size)
 
+    def passes(self) -> Iterator[tuple[Any, Int[np.ndarray, " sample"]]]:
+        """Yield batches on the host to run the model on, and their sample numbers.
+
+        A batch may hold a copy of its only sample, without a number: see `rows`.
+        """
+        yield from self.probe.batches(self.batch_size, copies=True)
+
+    def rows(self, n_samples: int) -> int:
+        """Return the number of rows in a batch of `passes` with a number of samples."""
+        return 2 if n_samples == 1 and self.probe.copied(self.batch_size) else n_samples
+
     def count_batches(self) -> int:
         """Return the number of batches that `batches` yields."""
         return self.probe.count_batches(self.batch_size)
@@ -83,26 +104,34 @@ class Subject:
             yield tick
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def predict(self, batch: Any, *, validate: bool = True) -> Prediction:
+    def predict(self, batch: Any, n_samples: int | None = None, *, validate: bool = True) -> Prediction:
         """Run the model on a batch.
 
         Args:
             batch: on the model's device; the model may work in place on it.
+            n_samples: number of its samples, after which there may be a copy; None: all rows are samples.
             validate: whether values are validated; not where the same batch has passed before.
 
         Raises:
             InvalidArgument: if the outputs are no classifier's, or have another number of logits than before.
         """
-        prediction = forward_logits(self.model, batch, self.forward_fn, validate=validate)
+        if self.states is not None:
+            restore(self.states)
+        prediction = forward_logits(
+            self.model, batch, self.forward_fn, ignore_index=self.ignore_index, validate=validate
+        )
         n_classes = prediction.logits.shape[1]
         if self.n_classes is None:
             self.n_classes = n_classes
         if n_classes != self.n_classes:
-            raise InvalidArgument(
+            raise OutputsChangedError(
                 f"the model gave {self.n_classes} logits for each sample first, and {n_classes} later: their number "
                 "must be the same each time that it is called"
             )
-        return prediction
+        if n_samples is None or self.rows(n_samples) == n_samples or len(prediction.logits) != self.rows(n_samples):
+            return prediction
+        tokens = None if prediction.tokens is None else prediction.tokens[:n_samples]
+        return Prediction(prediction.logits[:n_samples], prediction.labels[:n_samples], tokens, prediction.doubt)
 
     def recorder(self, removal: Removal, donors: Donors | None = None) -> SuffixRecorder:
         """Return a recorder of what follows the removal's site.
@@ -117,8 +146,8 @@ class Subject:
             classes = explained_classes(prediction.logits, prediction.labels, removal.target_class)
             return Outcome(prediction.logits, classes, prediction.tokens)
 
-        return SuffixRecorder(self.model, forward, removal, donors=donors)
+        return SuffixRecorder(self.model, forward, removal, donors=donors, rows=self.rows)
 
     def donors(self, baseline: str, seed: int) -> Donors | None:
         """Return which samples donate activations to which, for the baseline "resample"; None for all others."""
-        return Donors(self.probe, seed) if baseline == "resample" else None
+        return Donors(self.probe, seed, self.batch_size) if baseline == "resample" else None

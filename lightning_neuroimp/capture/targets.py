@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_neuroimp import _validate
@@ -117,6 +117,19 @@ class Target:
         return None
 
 
+def usable(logits: Float[Tensor, "sample class"], classes: Int[Tensor, " sample"]) -> Bool[Tensor, " sample"]:
+    """Tell which samples have logits that can be explained.
+
+    A logit of minus infinity rules a class out, as masks of classes do; it may neither be the explained class's nor
+    that of all others. NaN, and plus infinity, are those of a model that has diverged.
+
+    >>> inf = float("inf")
+    >>> usable(torch.tensor([[1.0, -inf, 0.0], [-inf, 1.0, 0.0], [1.0, inf, 0.0]]), torch.tensor([0, 0, 0])).tolist()
+    [True, False, False]
+    """
+    return ~(logits.isnan() | (logits == float("inf"))).any(1) & margin(logits, classes).isfinite()
+
+
 MARGIN = Target("margin", "margin", margin)
 
 
@@ -139,14 +152,14 @@ def explained_classes(
 
     Args:
         logits: of the whole model.
-        labels: what the data say.
+        labels: what the data say; -1 for samples without a label, for which class 0 stands in.
         target_class: "label", "predicted", or the number of one class for all samples.
 
     Raises:
         InvalidArgument: if a class is asked for that the model does not have.
     """
     if target_class == "label":
-        return labels
+        return labels.clamp_min(0)
     if target_class == "predicted":
         return logits.detach().argmax(1)
     if int(target_class) >= logits.shape[1]:

@@ -12,7 +12,7 @@ from lightning_neuroimp.capture.embedding import EmbeddingReader
 from lightning_neuroimp.capture.forward import Prediction
 from lightning_neuroimp.capture.sample_table import SampleTable
 from lightning_neuroimp.capture.subject import Subject
-from lightning_neuroimp.capture.targets import explained_classes, margin
+from lightning_neuroimp.capture.targets import explained_classes, margin, usable
 from lightning_neuroimp.errors import InvalidArgument
 
 
@@ -60,32 +60,31 @@ def walk(
     """
     fingerprint, start = subject.probe.fingerprint, 0
     with subject.timed(name) as tick, cache.attach(subject.model), embedding.attach() if embedding else nullcontext():
-        for host_batch, index in subject.batches():
+        for host_batch, index in subject.passes():
             batch = (copied_to if reused else to_device)(host_batch, subject.device)
-            with cache.record(subject.model, len(index)):
-                prediction = subject.predict(batch)
+            with cache.record(subject.model, len(index), subject.rows(len(index))):
+                prediction = subject.predict(batch, len(index))
             logits = prediction.logits.detach()
-            if cache.sites and len(cache.skipped) == len(cache.sites):
-                reason = next(iter(cache.skipped.values()))
-                raise InvalidArgument(f"none of the layers can be explained; for instance, {reason}")
+            cache.require_one()
             if len(logits) != len(index):
                 raise InvalidArgument(
                     f"the model gave {len(logits)} rows of logits for a batch of {len(index)} samples; each sample "
                     "must have one"
                 )
             rows = slice(start, start + len(index))
-            finite, predicted = logits.isfinite().all(1), logits.argmax(1)
+            predicted = logits.argmax(1)
             classes = explained_classes(prediction.logits, prediction.labels, target_class)
+            finite = usable(logits, classes)
             features = None
             if embedding is not None:
-                features = to_numpy(embedding.read(prediction.logits, prediction.tokens, required=embedding_required))
+                features = to_numpy(embedding.read(prediction, subject.rows(len(index)), required=embedding_required))
             samples = SampleTable(
                 index,
                 fingerprint[rows],
                 to_numpy(prediction.labels),
                 to_numpy(predicted),
                 to_numpy(classes),
-                to_numpy((predicted == classes) & finite),
+                to_numpy((predicted == classes) & finite & (prediction.labels >= 0)),
                 to_numpy(finite),
                 to_numpy(margin(logits, classes)),
                 features,

@@ -19,12 +19,13 @@ class Assignment:
         clusters: cluster of each of this process's samples, or how it follows from the class.
         half: half of each of this process's samples; None: dealt as the samples come.
         classes: labels of the samples that may be in clusters; None: all.
+        halves: deals samples to halves where they are dealt as they come.
     """
 
     clusters: Int[np.ndarray, " local"] | ClassClusters
     half: Int[np.ndarray, " local"] | None = None
     classes: Collection[int] | None = None
-    _halves: Halves = field(default_factory=Halves)
+    halves: Halves = field(default_factory=Halves)
     _found: set[int] = field(default_factory=set)
 
     def assign(self, samples: SampleTable, rows: slice) -> SampleTable:
@@ -42,7 +43,7 @@ class Assignment:
             self._found.update(np.unique(cluster[cluster >= 0]).tolist())
             validate_count(len(self._found), so_far=True)
         if self.half is None:
-            half = self._halves.deal(cluster, samples.correct)
+            half = self.halves.deal(cluster, samples.correct, samples.fingerprint)
         else:
             half = np.where(cluster < 0, -1, np.maximum(self.half[rows], 0))
         return replace(samples, cluster=cluster, half=half)
@@ -62,10 +63,11 @@ class Assignment:
 
 
 def counted(samples: SampleTable, classes: Collection[int] | None) -> Bool[np.ndarray, " sample"]:
-    """Tell which samples may be in clusters: those with finite logits and a label among the classes.
+    """Tell which samples may be in clusters: those with finite logits, and with a label among the classes.
 
     Args:
         samples: the samples.
         classes: labels of the samples that may be in clusters; None: all.
     """
-    return samples.finite if classes is None else samples.finite & np.isin(samples.label, list(classes))
+    known = samples.finite & (samples.label >= 0)
+    return known if classes is None else known & np.isin(samples.label, list(classes))

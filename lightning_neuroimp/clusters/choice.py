@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int
 
 from lightning_neuroimp import _validate
+from lightning_neuroimp.batches.numbers import LOADER
 from lightning_neuroimp.capture.subject import Subject
-from lightning_neuroimp.clusters.classes import validate_count
+from lightning_neuroimp.clusters.classes import MAX_CLUSTERS, validate_count
 from lightning_neuroimp.clusters.kmeans import KMeansClusters
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import OWN
@@ -24,10 +25,13 @@ class BatchFn(Protocol):
 
 
 Clusters = str | Mapping[Any, Any] | KMeansClusters | BatchFn
-"""`"labels"`, `"predictions"`, a mapping from classes to groups, `KMeansClusters(...)`, or a callable
+"""`"labels"`, `"predictions"`, `"dataloaders"`, a mapping from classes to groups, `KMeansClusters(...)`, or a callable
 `batch -> one integer or string per sample`."""
 
-NAMES = ("labels", "predictions")
+NAMES = ("labels", "predictions", "dataloaders")
+
+FIXED = ("labels", "dataloaders")
+"""Kinds of clusters that hold the same samples in all measurements."""
 
 
 def validate_clusters(clusters: Any) -> None:
@@ -55,7 +59,7 @@ def validate_clusters(clusters: Any) -> None:
 
 
 def kind_of(clusters: Clusters) -> str:
-    """Return the kind of clusters: "labels", "predictions", "groups" of labels, "kmeans", or "own"."""
+    """Return the kind of clusters: "labels", "predictions", "dataloaders", "groups" of labels, "kmeans", or "own"."""
     if isinstance(clusters, str):
         return clusters
     if isinstance(clusters, Mapping):
@@ -70,6 +74,25 @@ def describe_source(clusters: Clusters) -> str:
     if isinstance(clusters, Mapping):
         return f"groups of {len(clusters)} labels"
     return getattr(clusters, "__name__", type(clusters).__name__)
+
+
+def assign_by_loader(subject: Subject) -> tuple[Int[np.ndarray, " local"], dict[int, str]]:
+    """Return the number of the validation loader of each sample of this process, and the clusters' names by it.
+
+    Args:
+        subject: the samples of this process.
+
+    Raises:
+        InvalidArgument: if there are more than 20 loaders.
+    """
+    loader = subject.probe.index // LOADER
+    found = sorted(set(subject.processes.chain(np.unique(loader).tolist())))
+    if len(found) > MAX_CLUSTERS:
+        raise InvalidArgument(
+            f"the samples are from {len(found)} validation loaders, more than {MAX_CLUSTERS} clusters: choose some of "
+            f"them, such as dataloaders={found[:3]}"
+        )
+    return loader, {number: f"loader {number}" for number in found}
 
 
 def assign_by_callable(function: BatchFn, subject: Subject) -> tuple[Int[np.ndarray, " local"], dict[int, str]]:

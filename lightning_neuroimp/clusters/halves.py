@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 
 from lightning_neuroimp import _validate
 from lightning_neuroimp.batches.fields import labels_of
-from lightning_neuroimp.batches.numbers import sample_keys
+from lightning_neuroimp.batches.numbers import are_copies, sample_keys
 from lightning_neuroimp.capture.subject import Subject
 
 
@@ -18,28 +18,42 @@ class Halves:
     """Deal samples to two halves of each cluster, stratified by correctness, in the order in which they come.
 
     If they come in the order of fixed pseudo-random keys, as from a probe set of one shape, the half of a sample
-    depends on nothing but its cluster, its correctness and those keys.
+    depends on nothing but its cluster, its correctness and those keys. Copies of a sample go to the half of the first
+    one, as neurons must not be tested on samples that they were ranked on.
+
+    Args:
+        together: whether samples of the same content are copies, which go to one half.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: bool = True) -> None:
+        self._together = together
         self._dealt: dict[tuple[int, bool], int] = {}
+        self._half_of: dict[int, int] = {}  # by content
 
     def deal(
-        self, cluster: Int[np.ndarray, " sample"], correct: Bool[np.ndarray, " sample"]
+        self,
+        cluster: Int[np.ndarray, " sample"],
+        correct: Bool[np.ndarray, " sample"],
+        fingerprint: Int[np.ndarray, " sample"],
     ) -> Int[np.ndarray, " sample"]:
         """Return the half of each sample; -1 for samples in no cluster.
 
         Args:
             cluster: cluster of each sample; -1: in none.
             correct: whether the model's prediction is right.
+            fingerprint: checksum of each sample's content.
         """
         half = np.full(len(cluster), -1, np.int64)
-        for row, (key, right) in enumerate(zip(cluster.tolist(), correct.tolist(), strict=True)):
-            if key >= 0:
+        columns = cluster.tolist(), correct.tolist(), fingerprint.tolist()
+        for row, (key, right, content) in enumerate(zip(*columns, strict=True)):
+            if key < 0:
+                continue
+            if content not in self._half_of or not self._together:
                 # the two strata start in different halves, so that their odd samples do not fall into the same one
                 dealt = self._dealt.setdefault((key, right), 0 if right else 1)
-                half[row] = dealt % 2
+                self._half_of[content] = dealt % 2
                 self._dealt[key, right] = dealt + 1
+            half[row] = self._half_of[content]
         return half
 
 
@@ -47,6 +61,7 @@ def deal_by_keys(
     index: Int[np.ndarray, " sample"],
     cluster: Int[np.ndarray, " sample"],
     correct: Bool[np.ndarray, " sample"],
+    fingerprint: Int[np.ndarray, " sample"],
     seed: int,
 ) -> Int[np.ndarray, " sample"]:
     """Deal samples to halves in the order of fixed keys, whatever their shapes and processes are.
@@ -55,6 +70,7 @@ def deal_by_keys(
         index: sample numbers.
         cluster: cluster of each sample; -1: in none.
         correct: whether the model's prediction is right.
+        fingerprint: checksum of each sample's content.
         seed: of the keys.
 
     Returns:
@@ -62,7 +78,7 @@ def deal_by_keys(
     """
     order = np.argsort(sample_keys(index, seed), kind="stable")
     half = np.full(len(index), -1, np.int64)
-    half[order] = Halves().deal(cluster[order], correct[order])
+    half[order] = Halves(are_copies(fingerprint)).deal(cluster[order], correct[order], fingerprint[order])
     return half
 
 

@@ -91,8 +91,8 @@ def _title(results: Results, name: str) -> str:
         f"target: {removal.target}{whose.get(str(removal.target_class), f' of class {removal.target_class}')}",
         f"baseline: {baseline_label(removal)}",
     ]
-    # labels do not change, so that their agreement is no news
-    if table.kind != "labels" and not np.isnan(table.adjusted_rand_index):
+    # labels and loaders do not change, so that their agreement is no news
+    if table.kind not in ("labels", "dataloaders") and not np.isnan(table.adjusted_rand_index):
         pieces.append(f"agreement with the last epoch's clusters: {table.adjusted_rand_index:.2f}")
     return " | ".join(piece for piece in pieces if piece)
 

@@ -71,7 +71,7 @@ class ActivityMoments:
     def add(
         self,
         activation: Float[Tensor, "sample ..."],
-        positions: Bool[Tensor, "sample token"] | None,
+        positions: Bool[Tensor, " sample *position"] | None,
         index: Int[np.ndarray, " sample"],
         deviation: Float[Tensor, "sample ..."] | None = None,
     ) -> None:
@@ -92,7 +92,8 @@ class ActivityMoments:
             norms = None if self._group == 1 else activation.unflatten(1, (-1, self._group)).norm(dim=2)
             rows = _Rows(index, activation, drive=norms)
         else:
-            rows = self._rows(activation.movedim(self._axis, 1).flatten(2), positions, index)
+            counted = None if positions is None else positions.flatten(1)
+            rows = self._rows(activation.movedim(self._axis, 1).flatten(2), counted, index)
         self._waiting.append(rows)
         if sum(len(part.index) for part in self._waiting) >= _WAITING:
             self._sum_up()

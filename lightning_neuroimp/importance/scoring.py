@@ -1,19 +1,23 @@
 """Make the importance pass: score all sites on every batch, and stream the scores into moments per cell."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_neuroimp.batches.structure import to_device
 from lightning_neuroimp.capture.cache import ActivationCache
 from lightning_neuroimp.capture.donors import Donors, donate
 from lightning_neuroimp.capture.embedding import EmbeddingReader
+from lightning_neuroimp.capture.forward import Prediction
+from lightning_neuroimp.capture.gradients import differentiate, no_path
 from lightning_neuroimp.capture.nonlinearity import Nonlinearity, followed_by
-from lightning_neuroimp.capture.positions import along_axis, along_positions, chosen_positions, token_axis
+from lightning_neuroimp.capture.outputs import look_like_probabilities
+from lightning_neuroimp.capture.positions import along_axis, along_positions, chosen_positions, padding_note
 from lightning_neuroimp.capture.removal import BatchRemoval, baseline_of
 from lightning_neuroimp.capture.sample_table import SampleTable, gather_tables
 from lightning_neuroimp.capture.subject import Subject
@@ -45,6 +49,7 @@ class ScoreRequest:
         seed: of scores that draw random numbers.
         donors: for the baseline "resample"; None for all others.
         details: whether activations and effects to first order are kept as well, for the results and their findings.
+        axes: neuron axis of each site for which it is known already.
     """
 
     sites: Mapping[str, Site]
@@ -55,6 +60,7 @@ class ScoreRequest:
     seed: int
     donors: Donors | None = None
     details: bool = True
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def gradients(self) -> bool:
@@ -73,6 +79,8 @@ class Scores:
         activities: summary of the activations of each site; empty without details.
         skipped: why optional sites were skipped, by site.
         remarks: what a reader should know about padding, by site.
+        bounded: whether all logits lie between 0 and 1, as probabilities do.
+        flat: sites at which every gradient is exactly zero, while removing all neurons changes the logits.
     """
 
     samples: SampleTable
@@ -81,6 +89,8 @@ class Scores:
     activities: tuple[SiteActivity, ...]
     skipped: dict[str, str]
     remarks: dict[str, str]
+    bounded: bool
+    flat: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class ImportancePass:
 
     def __init__(self, subject: Subject, request: ScoreRequest) -> None:
         self.subject, self.request = subject, request
-        self._cache = ActivationCache(list(request.sites.values()), gradients=request.gradients)
+        self._cache = ActivationCache(list(request.sites.values()), gradients=request.gradients, axes=request.axes)
         self._cells = Cells()
         self._moments = {
             (name, attribution.name): CellMoments(self._cells)
@@ -117,6 +127,9 @@ class ImportancePass:
         self._recorders: dict[str, SuffixRecorder] = {}
         self._next: dict[str, Nonlinearity | None] = {}  # the function that takes a site's values next
         self._remarks: dict[str, str] = {}
+        self._connected: dict[str, Tensor] = {}  # whether a gradient led to a site, and was ever other than zero
+        self._bounded = True  # whether all logits so far look like probabilities
+        self._first: tuple[Any, np.ndarray] | None = None  # a batch, and the numbers of its samples
 
     def run(self, assignment: Assignment, embedding: EmbeddingReader | None = None) -> Scores:
         """Run the model over all batches, and score the neurons.
@@ -136,8 +149,53 @@ class ImportancePass:
                 assert samples.cluster is not None
                 assert samples.half is not None
                 tables.append(samples)
+                self._first = self._first or (walked.batch, samples.index)
+                self._bounded = self._bounded and look_like_probabilities(walked.prediction.logits)
                 self._score_batch(walked, self._cells.of(samples.cluster, samples.half))
+        self._refuse_unconnected()
         return self._gathered(tables)
+
+    def _refuse_unconnected(self) -> None:
+        """Skip optional sites to which no gradient has led in any batch of any process; refuse all others.
+
+        Raises:
+            InvalidArgument: if there is one that is not optional, or none is left.
+        """
+        mine = {
+            name: (recorder.gradient_asked, recorder.gradient is not None) for name, recorder in self._recorders.items()
+        }
+        shares = self.subject.processes.gather((set(self._connected), mine))
+        for name, site in self.request.sites.items():
+            found = [share[1][name] for share in shares if name in share[1]]
+            unconnected = self.request.gradients and not any(name in share[0] for share in shares)
+            if not found or not (unconnected or (any(one[0] for one in found) and not any(one[1] for one in found))):
+                continue
+            if not site.optional:
+                raise InvalidArgument(no_path(name))
+            self._cache.skipped.setdefault(name, no_path(name))
+            self._recorders.pop(name, None)
+        self._cache.require_one()
+
+    def _flat_sites(self) -> tuple[str, ...]:
+        """Return sites at which all gradients are exactly zero, though removing all neurons changes the logits."""
+        mine: dict[str, tuple[bool, bool]] = {}
+        for name, recorder in self._recorders.items():
+            known = [each for each in (self._connected.get(name), recorder.gradient) if each is not None]
+            if known and self._first is not None:
+                flat, changed = not any(map(bool, known)), False
+                if flat:
+                    with torch.no_grad():
+                        suffix = recorder.record(*self._first)
+                        everything = torch.ones(1, recorder.removal.n_neurons, dtype=torch.bool)
+                        changed = not torch.equal(suffix.ablated(everything.to(self.subject.device))[0], suffix.logits)
+                mine[name] = flat, changed
+        shares = self.subject.processes.gather(mine)
+        seen = {name: [share[name] for share in shares if name in share] for name in self.request.sites}
+        return tuple(
+            name
+            for name, found in seen.items()
+            if found and all(one[0] for one in found) and any(one[1] for one in found)
+        )
 
     def _score_batch(self, walked: WalkedBatch, rows: Int[Tensor, " sample"]) -> None:
         """Score the neurons of all sites on one batch.
@@ -201,7 +259,10 @@ class ImportancePass:
             )
         if self.request.details and not self._next.keys() >= outputs.keys():
             self._next |= followed_by(total, outputs)
-        found = torch.autograd.grad(total, list(outputs.values()), allow_unused=True)
+        found = differentiate(total, list(outputs.values()))
+        for name, gradient in zip(outputs, found, strict=True):
+            if gradient is not None:
+                self._connected[name] = gradient.any() | self._connected.get(name, False)
         of = {
             name: torch.zeros_like(output) if gradient is None else gradient
             for (name, output), gradient in zip(outputs.items(), found, strict=True)
@@ -215,15 +276,16 @@ class ImportancePass:
             name: chosen_positions(sites[name], output, axes[name], tokens) for name, output in outputs.items()
         }
         for name, output in outputs.items():
-            self._remark(name, output, positions[name], tokens)
+            self._remark(name, output, positions[name], walked.prediction)
         if self.request.donors is None:
             return {name: BatchRemoval(chosen) for name, chosen in positions.items()}
         donated: dict[str, list[tuple[Tensor, Tensor | None, np.ndarray]]] = {name: [] for name in outputs}
-        cache = ActivationCache([sites[name] for name in outputs], gradients=False)
+        cache = ActivationCache([sites[name] for name in outputs], gradients=False, axes=axes)
         with torch.no_grad(), cache.attach(self.subject.model):
             for batch, places in self.request.donors.batches(walked.samples.index):
-                with cache.record(self.subject.model, len(places)):
-                    prediction = self.subject.predict(to_device(batch, self.subject.device))
+                n_samples = len(places)
+                with cache.record(self.subject.model, n_samples, self.subject.rows(n_samples)):
+                    prediction = self.subject.predict(to_device(batch, self.subject.device), n_samples)
                 for name, output in cache.outputs.items():
                     chosen = chosen_positions(sites[name], output, axes[name], prediction.tokens)
                     donated[name].append((output, chosen, places))
@@ -232,19 +294,22 @@ class ImportancePass:
                 for name, output in outputs.items()
             }
 
-    def _remark(self, name: str, output: Tensor, positions: Tensor | None, tokens: Tensor | None) -> None:
+    def _remark(self, name: str, output: Tensor, positions: Tensor | None, prediction: Prediction) -> None:
         """Note what a reader should know about padding and positions at a site."""
-        where, site = token_axis(output.ndim, self._cache.axes[name]), self.request.sites[name]
-        if tokens is not None and where is not None and output.shape[where] != tokens.shape[1] and not tokens.all():
-            self._remarks.setdefault(
-                name,
-                f"the mask has {tokens.shape[1]} tokens and the layer {output.shape[where]} positions, so that padding "
-                "counts there; forward_fn may return (logits, targets, tokens) with a mask of the layer's length",
-            )
-        if positions is not None and site.position is not None and not positions.any(1).all():
-            self._remarks.setdefault(
-                name, f"some samples have no position {site.position}; nothing is scored or removed there"
-            )
+        site, tokens = self.request.sites[name], prediction.tokens
+        if name in self._remarks:
+            return
+        if positions is not None and site.position is not None and not positions.flatten(1).any(1).all():
+            self._remarks[name] = f"some samples have no position {site.position}; nothing is scored or removed there"
+        if output.ndim > 2 and not self._has_states(site):
+            note = padding_note(output, self._cache.axes[name], tokens, prediction.doubt)
+            if note and (tokens is None or not tokens.all()):
+                self._remarks.setdefault(name, note)
+
+    def _has_states(self, site: Site) -> bool:
+        """Tell whether a site is the last state of a recurrent layer of torch, whose positions are no tokens."""
+        module = self.subject.model.get_submodule(site.name)
+        return isinstance(module, nn.RNNBase) and site.side == "output" and site.path[:1] == (1,)
 
     def _site_batch(
         self, name: str, output: Tensor, gradient: Tensor | None, batch_removal: BatchRemoval, suffix: SuffixTarget
@@ -294,4 +359,6 @@ class ImportancePass:
             tuple(seen),
             dict(self._cache.skipped),
             dict(self._remarks),
+            all(processes.gather(self._bounded)),
+            self._flat_sites(),
         )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from lightning_neuroimp.results import files
 from lightning_neuroimp.results.activity import SiteActivity
 from lightning_neuroimp.results.agreement import Randomisation
 from lightning_neuroimp.results.clusters import ClusterTable
+from lightning_neuroimp.results.conditions import Conditions
 from lightning_neuroimp.results.consistency import disagreements
 from lightning_neuroimp.results.faithfulness import Comparison
 from lightning_neuroimp.results.findings.finding import Finding
 from lightning_neuroimp.results.importance import Importance
-from lightning_neuroimp.results.older_versions import from_version_4
+from lightning_neuroimp.results.older_versions import from_version_4, from_version_5
 from lightning_neuroimp.results.record import Record
 from lightning_neuroimp.site import Site
 
-FORMAT, VERSION = "lightning_neuroimp.results", 5
-UPGRADES = {4: from_version_4}
+FORMAT, VERSION = "lightning_neuroimp.results", 6
+UPGRADES = {4: from_version_4, 5: from_version_5}
 
 _MOST_LINES = 20  # of a repr
 
@@ -59,6 +60,7 @@ class Results(Record, Mapping[tuple[str, str], Importance]):
         activities: what the activations of each site are like.
         sample_group: group of each sample, where there are groups that must not be divided between halves.
         findings: what speaks against the scores, and what to do, weightiest first.
+        conditions: what was found out about the model before it was measured.
 
     >>> import torch
     >>> from lightning_neuroimp import neuron_importance
@@ -92,6 +94,7 @@ class Results(Record, Mapping[tuple[str, str], Importance]):
     activities: tuple[SiteActivity, ...] = ()
     sample_group: Int[np.ndarray, " sample"] | None = None
     findings: tuple[Finding, ...] = ()
+    conditions: Conditions = field(default_factory=Conditions)
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -97,3 +97,9 @@ def _upgrade_faithfulness(content: dict[str, Any]) -> None:
 
 def _append(content: dict[str, Any], name: str, row: Any, axis: int) -> None:
     content[name] = np.concatenate([content[name], np.expand_dims(np.asarray(row, float), axis)], axis)
+
+
+def from_version_5(results: Node) -> None:
+    """Turn a tree of version 5 into one of version 6, which says under which conditions the model was measured."""
+    unknown = {"batch_dependence": np.nan, "random_spread": np.nan, "bounded_outputs": False, "flat_sites": ()}
+    results.fields["conditions"] = Node("Conditions", unknown)

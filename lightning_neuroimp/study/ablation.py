@@ -27,7 +27,6 @@ from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
-from lightning_neuroimp.capture.suffix.tracing import random_states, same_states
 from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness, Specificity
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
@@ -207,7 +206,7 @@ class _Check:
 
     def _batches(self) -> Iterator[CellBatch]:
         """Yield this process's batches of the ablated samples, with their numbers and cells."""
-        for batch, index in self._part.batches():
+        for batch, index in self._part.passes():
             yield batch, index, self._cell[rows_of(self._index, index)]
 
     def _ablate(self, recorder: SuffixRecorder, orders: Sequence[np.ndarray], removed: np.ndarray) -> Outcomes:
@@ -244,10 +243,9 @@ class _Check:
         Returns:
             The outcomes, and the number of random orders among the orders.
         """
-        before = random_states()
         outcomes = self._ablate(recorder, orders, removed)
         # a model that draws random numbers gives other predictions each time: nothing can be compared
-        if self._verify and same_states(before, random_states()):
+        if self._verify and not any(self.subject.processes.gather(recorder.draws_random)):
             require_same_model(self.subject.model, self.results, outcomes)
         return outcomes
 

@@ -19,6 +19,8 @@ from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.removal import Baseline
 from lightning_neuroimp.capture.sites import find_sites
 from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.capture.suffix.randomness import RandomSources
+from lightning_neuroimp.capture.trial import try_out
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.faithfulness import DeletionCurve
 from lightning_neuroimp.site import Removal, Site
@@ -39,6 +41,7 @@ def deletion_curve(
     max_samples: int = 512,
     batch_size: int | None = None,
     seed: int = 0,
+    ignore_index: int | None = None,
 ) -> DeletionCurve:
     """Measure the accuracy and margin left when a layer's neurons are removed in a given order.
 
@@ -56,6 +59,7 @@ def deletion_curve(
         max_samples: upper bound on the number of samples in the probe set.
         batch_size: as in `neuron_importance`.
         seed: of the probe set.
+        ignore_index: as in `neuron_importance`; where only `forward_fn` tells the labels, its batches must have none.
 
     Returns:
         Accuracy, and mean margin in logits, with all neurons and at each number of removed ones.
@@ -77,13 +81,13 @@ def deletion_curve(
         raise InvalidArgument(f"layer must name one layer, got {len(sites)}: {names}; pass one of them")
     order = np.asarray(ranking, np.int64).reshape(-1)
     with undisturbed(model):
-        probe = draw_probe(batches, max_samples=max_samples, max_bytes=2**62, seed=seed)
+        probe = draw_probe(batches, max_samples=max_samples, max_bytes=2**62, seed=seed, ignore_index=ignore_index)
         subject = Subject(model, probe, forward_fn, batch_size)
-        removal = _removal(subject, sites[0], removed_to)
+        removal = _removal(subject, layer, removed_to)
         _require_each_once(order, removal)
         removed = points(settings.fractions, removal.n_neurons)
         recorder = subject.recorder(removal, subject.donors(removal.baseline, seed))
-        data = ((batch, index, np.zeros(len(index), np.int64)) for batch, index in subject.batches())
+        data = ((batch, index, np.zeros(len(index), np.int64)) for batch, index in subject.passes())
         outcomes = ablate_orders(recorder, data, [order[None]], removed)
     return DeletionCurve(
         removed,
@@ -94,16 +98,19 @@ def deletion_curve(
     )
 
 
-def _removal(subject: Subject, site: Site, baseline: Baseline) -> Removal:
+def _removal(subject: Subject, asked: str | Site, baseline: Baseline) -> Removal:
     """Return the removal at a site, with the axis and size seen on the first batch, and the means over all."""
-    cache = ActivationCache([site], gradients=False)
-    batch, index = next(iter(subject.batches()))
+    trial = try_out(subject, asked)
+    ((name, site),) = trial.sites.items()
+    if trial.random_spread:
+        subject.states = RandomSources(subject.model).states()
+    cache = ActivationCache([site], gradients=False, axes=trial.axes)
+    batch, index = next(iter(subject.passes()))
     with torch.no_grad(), cache.attach(subject.model):
-        with cache.record(subject.model, len(index)):
-            subject.predict(to_device(batch, subject.device))
-        name = str(site)
+        with cache.record(subject.model, len(index), subject.rows(len(index))):
+            subject.predict(to_device(batch, subject.device), len(index))
         axis, n_channels = cache.axes[name], cache.outputs[name].shape[cache.axes[name]]
-    means = survey(subject, {name: site}, "label").means if baseline.kind == "mean" else {}
+    means = survey(subject, trial, {name: site}, "label").means if baseline.kind == "mean" else {}
     return Removal(site, axis, baseline.kind, baseline.channels(name, n_channels, means), "margin")
 
 

@@ -1,8 +1,8 @@
 """Compute the importance of every neuron for every cluster, in six steps.
 
-Each step takes some of: `subject`, the model and its samples; `settings`, what is measured; `sites` by their text;
-`before`, the measurement before; `surveyed`, what the survey found; `clustered`, the clusters and halves; `embedding`,
-which reads embeddings; `scores`, from the importance pass; `ids`, of the clusters. None stands for a step not needed.
+Each step takes some of: `subject`, the model and its samples; `settings`, what is measured; `trial`, which axes sites
+have; `before`, the measurement before; `surveyed`, what the survey found; `clustered`, the clusters and halves;
+`embedding`, which reads embeddings; `scores`, from the importance pass; `ids`, of the clusters. None: not needed.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import nn
 
 from lightning_neuroimp import _validate
+from lightning_neuroimp.batches.numbers import are_copies
 from lightning_neuroimp.batches.probe import ProbeSet, Stratify
 from lightning_neuroimp.batches.processes import Gather, Processes, alone
 from lightning_neuroimp.batches.progress import Progress, resolve_progress
@@ -22,17 +23,27 @@ from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.sites import find_sites
 from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.capture.suffix.randomness import RandomSources
 from lightning_neuroimp.capture.targets import TargetFn
+from lightning_neuroimp.capture.trial import Trial
 from lightning_neuroimp.clusters.assignment import Assignment, counted
-from lightning_neuroimp.clusters.choice import BatchFn, Clusters, assign_by_callable, describe_source, kind_of
+from lightning_neuroimp.clusters.choice import (
+    BatchFn,
+    Clusters,
+    assign_by_callable,
+    assign_by_loader,
+    describe_source,
+    kind_of,
+)
 from lightning_neuroimp.clusters.classes import ClassClusters, validate_count
-from lightning_neuroimp.clusters.halves import SampleGroups, assign_groups, deal_by_keys
+from lightning_neuroimp.clusters.halves import Halves, SampleGroups, assign_groups, deal_by_keys
 from lightning_neuroimp.clusters.identities import keep_identities
 from lightning_neuroimp.clusters.table import ClusterNaming, cluster_table
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.agreement import drift, reliability
 from lightning_neuroimp.importance.attributions.registry import Attribution, AttributionFn
 from lightning_neuroimp.importance.scoring import ImportancePass, ScoreRequest, Scores
+from lightning_neuroimp.results.conditions import Conditions
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
@@ -42,6 +53,7 @@ from lightning_neuroimp.study.notes import importance_notes
 from lightning_neuroimp.study.probing import draw_probe, same_samples
 from lightning_neuroimp.study.settings import ImportanceSettings
 from lightning_neuroimp.study.survey import Survey, survey
+from lightning_neuroimp.study.trial import embedding_layer, settle, sites_of
 
 
 def neuron_importance(
@@ -59,6 +71,7 @@ def neuron_importance(
     classes: Collection[int | str] | None = None,
     class_names: Sequence[str] = (),
     groups: BatchFn | None = None,
+    ignore_index: int | None = None,
     stratify: Stratify = False,
     forward_fn: ForwardFn | None = None,
     max_samples: int = 1024,
@@ -76,14 +89,14 @@ def neuron_importance(
     Takes one forward and one backward pass per batch of the probe set for all layers and attributions together. A
     forward pass is made before it if KMeans needs embeddings, if the baseline is the mean, or if samples have several
     shapes or are spread over processes (the halves of the clusters must not depend on that); another one is made with
-    it if the baseline is resampled.
+    it if the baseline is resampled. Before all, a few passes over up to six samples settle which axes hold what.
 
     Args:
         model: a classifier; called with the inputs of a batch, unless `forward_fn` is given. Left as it was found.
         batches: a loader, from which a probe set is drawn, or a `ProbeSet`.
         layers: names or globs as in `model.named_modules()`, or `Site`s; their outputs' channels are the neurons.
         clusters: "labels", "predictions", a mapping from classes to groups, `KMeansClusters(...)`, or a callable
-            `batch -> one integer or string per sample`.
+            `batch -> one integer or string per sample`; in a Trainer also "dataloaders".
         attribution: "gradient_x_activation", "gradient", "activation", "integrated_gradients", "masked_gradient",
             "leave_one_out", "random", a callable `SiteBatch -> (sample, neuron) scores`, or several of these.
         target: the scalar explained per sample: "margin", "logit", "log_probability", "probability", or a callable
@@ -96,6 +109,7 @@ def neuron_importance(
         class_names: names of all classes, for tables.
         groups: `batch -> one integer or string per sample`; samples with equal values, such as patients or copies of
             one image, are never divided between the halves of a cluster.
+        ignore_index: label of samples without one, such as -1 or 255, which are left out; None: all have one.
         stratify: True: the probe set holds as many samples of each label as there is room for; or a callable,
             `batch -> one integer or string per sample`.
         forward_fn: `forward_fn(model, batch) -> (logits, targets)`, when inputs, targets and logits cannot be
@@ -125,7 +139,7 @@ def neuron_importance(
     (2, 3)
     """
     settings = ImportanceSettings(
-        layers, clusters, attribution, target, target_class, baseline, classes, class_names, groups, seed
+        layers, clusters, attribution, target, target_class, baseline, classes, class_names, groups, seed, ignore_index
     )
     find_sites(model, settings.layers)  # to refuse a wrong name before anything is drawn
     with undisturbed(model):
@@ -138,8 +152,10 @@ def neuron_importance(
             stratify=stratify,
             # labels that only forward_fn can tell are not known yet
             classes=settings.classes if forward_fn is None else None,
+            ignore_index=settings.ignore_index,
         )
         subject = Subject(model, probe, forward_fn, batch_size, Processes(gather), resolve_progress(progress))
+        subject.ignore_index = settings.ignore_index
         results = measure_importance(subject, settings, previous, epoch, step)
     return results.replace(findings=diagnose(results))
 
@@ -150,6 +166,7 @@ def measure_importance(
     previous: Results | PreviousMeasurement | None = None,
     epoch: int = -1,
     step: int = -1,
+    trial: Trial | None = None,
 ) -> Results:
     """Measure importance in six steps, inside `undisturbed`; leave findings to the caller.
 
@@ -159,19 +176,22 @@ def measure_importance(
         previous: the measurement before; None: there was none.
         epoch: recorded in the results.
         step: recorded in the results.
+        trial: what an earlier measurement of the model has settled; None: it is settled now.
 
     Raises:
         InvalidArgument: if the arguments do not fit the model or the samples.
         NonFiniteOutputs: if no sample has finite outputs.
     """
-    sites = {str(site): site for site in find_sites(subject.model, settings.layers)}
+    trial = trial or settle(subject, settings)
+    subject.states = RandomSources(subject.model).states() if trial.random_spread else None
     before = match_previous(subject, previous)
-    kmeans = settings.kmeans
-    embedding = EmbeddingReader(subject.model, None if kmeans is None else kmeans.embedding)
-    surveyed = survey_where_needed(subject, settings, sites, embedding)
+    embedding = EmbeddingReader(subject.model, embedding_layer(settings), trial.axes)
+    surveyed = survey_where_needed(subject, settings, trial, embedding)
     clustered = assign_clusters(subject, settings, surveyed, before)
-    scores = score_neurons(subject, settings, sites, surveyed, clustered, embedding)
-    return collect_results(subject, settings, clustered, scores, before).replace(epoch=epoch, step=step)
+    scores = score_neurons(subject, settings, trial, surveyed, clustered, embedding)
+    conditions = Conditions(trial.batch_dependence, trial.random_spread, scores.bounded, scores.flat)
+    found = collect_results(subject, settings, clustered, scores, before)
+    return found.replace(epoch=epoch, step=step, conditions=conditions)
 
 
 def match_previous(subject: Subject, previous: Results | PreviousMeasurement | None) -> PreviousMeasurement | None:
@@ -182,7 +202,7 @@ def match_previous(subject: Subject, previous: Results | PreviousMeasurement | N
 
 
 def survey_where_needed(
-    subject: Subject, settings: ImportanceSettings, sites: dict[str, Site], embedding: EmbeddingReader
+    subject: Subject, settings: ImportanceSettings, trial: Trial, embedding: EmbeddingReader
 ) -> Survey | None:
     """Survey the samples if embeddings, means or an order of all samples are needed first; None if not."""
     averaged = settings.removed_to.kind == "mean"
@@ -194,7 +214,8 @@ def survey_where_needed(
         return None
     return survey(
         subject,
-        sites if averaged else {},
+        trial,
+        sites_of(subject, settings, trial) if averaged else {},
         settings.target_class,
         embedding,
         embedding_required=settings.kmeans is not None,
@@ -230,6 +251,8 @@ def assign_clusters(
         # all processes take the first one's clusters: the same code may round differently on another machine
         named, history = subject.processes.from_first(keep_identities(number, table.index, before)[::2])
         local = named[table.rows(subject.probe.index)]
+    elif settings.clusters == "dataloaders":
+        local, names = assign_by_loader(subject)
     elif settings.class_clusters() is None:
         local, names = assign_by_callable(settings.clusters, subject)  # type: ignore[arg-type]
     clusters = settings.class_clusters() if local is None else local
@@ -242,7 +265,8 @@ def assign_clusters(
     naming = ClusterNaming(
         kind_of(settings.clusters), describe_source(settings.clusters), names, history, settings.class_names
     )
-    return Clustered(Assignment(clusters, half, settings.classes), naming, groups)
+    halves = Halves(are_copies(subject.probe.fingerprint))
+    return Clustered(Assignment(clusters, half, settings.classes, halves), naming, groups)
 
 
 def deal_beforehand(
@@ -261,19 +285,20 @@ def deal_beforehand(
         for index, local in shares:
             cluster[table.rows(index)] = local
     cluster = np.where(counted(table, settings.classes), cluster, -1)
-    half = deal_by_keys(table.index, cluster, table.correct, settings.seed)
+    half = deal_by_keys(table.index, cluster, table.correct, table.fingerprint, settings.seed)
     return half[table.rows(subject.probe.index)]
 
 
 def score_neurons(
     subject: Subject,
     settings: ImportanceSettings,
-    sites: dict[str, Site],
+    trial: Trial,
     surveyed: Survey | None,
     clustered: Clustered,
     embedding: EmbeddingReader,
 ) -> Scores:
     """Make the importance pass, with baselines that are means taken from the survey."""
+    sites = sites_of(subject, settings, trial)
     baseline, target = settings.removed_to, settings.explained
     means = {} if surveyed is None else surveyed.means
 
@@ -285,7 +310,7 @@ def score_neurons(
 
     donors = subject.donors(baseline.kind, settings.seed)
     request = ScoreRequest(
-        sites, settings.attributions, target, settings.target_class, removal_of, settings.seed, donors
+        sites, settings.attributions, target, settings.target_class, removal_of, settings.seed, donors, axes=trial.axes
     )
     return ImportancePass(subject, request).run(clustered.assignment, embedding)
 

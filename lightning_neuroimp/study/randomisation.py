@@ -1,13 +1,15 @@
 """Compute importances with randomised weights: scores that survive do not depend on what the model has learned."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 
 from lightning_neuroimp import _compat, statistics
 from lightning_neuroimp.batches.numbers import rows_of
@@ -90,6 +92,8 @@ def weight_randomisation(
     with undisturbed(model):
         probe = draw_again(batches, results, processes)
         subject = Subject(model, probe, forward_fn, batch_size, processes, resolve_progress(progress))
+        if (results.sample_label < 0).any():  # samples without a label, which only forward_fn has told
+            subject = subject.on(results.sample_index[results.sample_label >= 0])
         found = measure_randomisation(subject, results, attributions, explained, seed)
     return found.replace(findings=diagnose(found))
 
@@ -168,6 +172,7 @@ def measure_randomisation(
     )
     assigned = results.sample_cluster[rows_of(results.sample_index, subject.probe.index)]
     shuffled = _copy(subject.model)
+    _make_plain(shuffled)
     stages, generator = _stages(shuffled), torch.Generator().manual_seed(seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for stage in stages:
@@ -204,8 +209,11 @@ def _agreement(importance: Importance, count: np.ndarray, half_mean: np.ndarray)
 def _copy(model: nn.Module) -> nn.Module:
     """Copy a model; refuse one that cannot be copied."""
     # a LightningModule refers to its trainer, which refers to data, loggers and all else: that is shared, not copied
+    known: dict[int, Any] = {id(value): value for value in _compat.lightning_attachments(model)}
+    # torch copies no tensor with a graph, such as a weight that a hook has computed from others
+    known |= {id(value): value.detach().clone() for value in _computed(model)}
     try:
-        return copy.deepcopy(model, {id(value): value for value in _compat.lightning_attachments(model)})
+        return copy.deepcopy(model, known)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:
@@ -213,6 +221,60 @@ def _copy(model: nn.Module) -> nn.Module:
             f"the model cannot be copied, which randomised weights need: {type(error).__name__}: {str(error)[:120]}; "
             "define __deepcopy__, or leave out the check by randomised weights"
         ) from error
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors with a graph that modules have as attributes, also in lists, tuples and dictionaries."""
+    for module in model.modules():
+        for value in list(vars(module).values()):
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            yield from (part for part in list(held) if isinstance(part, Tensor) and part.grad_fn is not None)
+
+
+def _make_plain(model: nn.Module) -> None:
+    """Replace weights that are computed from others, by norms or pruning, by plain ones with the same values.
+
+    So each entry of a weight that the model uses is moved, as in a model that was never reparametrised: the parts that
+    such a weight is computed from have other meanings, and a pruned one would come back.
+
+    Raises:
+        InvalidArgument: if a weight cannot be replaced.
+    """
+    with torch.no_grad():
+        for name, module in list(model.named_modules()):
+            try:
+                _make_plain_module(module)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+                raise InvalidArgument(
+                    f"the weights of layer {name!r} are computed from others, and cannot be randomised: "
+                    f"{type(error).__name__}: {str(error)[:100]}; leave out the check by randomised weights, or pass a "
+                    "model with plain weights (torch.nn.utils.parametrize.remove_parametrizations)"
+                ) from error
+
+
+def _make_plain_module(module: nn.Module) -> None:
+    if parametrize.is_parametrized(module):
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            weight = getattr(module, name)
+            if not isinstance(weight, nn.Parameter):  # a buffer, where it is computed from several parts
+                delattr(module, name)
+                module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    if isinstance(module, torch.jit.ScriptModule):
+        return
+    # older ways, by hooks: the parts of a weight are named after it
+    parameters, buffers = dict(module.named_parameters(recurse=False)), dict(module.named_buffers(recurse=False))
+    for key in parameters:
+        name, _, part = key.rpartition("_")
+        with suppress(ValueError):  # no such hook: it is only named so
+            if part == "orig" and f"{name}_mask" in buffers:
+                prune.remove(module, name)
+            elif part == "orig" and f"{name}_u" in buffers:
+                remove_spectral_norm(module, name)
+            elif part == "v" and f"{name}_g" in parameters:
+                remove_weight_norm(module, name)
 
 
 def _stages(model: nn.Module) -> list[Stage]:
@@ -232,6 +294,14 @@ def _shuffle(stage: Stage, generator: torch.Generator) -> None:
     """Shuffle the entries of every parameter of a stage's modules, in place."""
     with torch.no_grad():
         for _, module in stage:
-            for parameter in module.parameters(recurse=False):
+            for name, parameter in module.named_parameters(recurse=False):
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                parameter.copy_(parameter.reshape(-1)[order].reshape(parameter.shape))
+                try:
+                    parameter.copy_(parameter.reshape(-1)[order].reshape(parameter.shape))
+                except torch.OutOfMemoryError:
+                    raise
+                except (RuntimeError, NotImplementedError) as error:
+                    raise InvalidArgument(
+                        f"parameter {name!r} of a {type(module).__name__} cannot be shuffled: {type(error).__name__}: "
+                        f"{str(error)[:100]}; leave out the check by randomised weights"
+                    ) from error

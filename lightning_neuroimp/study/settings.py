@@ -34,6 +34,7 @@ class ImportanceSettings:
         class_names: of all classes.
         groups: callable with one value for samples that must not be divided between halves; None: there are none.
         seed: seed of KMeans, halves, donors and random scores.
+        ignore_index: label of samples that have none; None: all have one.
 
     Raises:
         InvalidArgument: if an argument has no valid value; the message names what would work.
@@ -49,6 +50,7 @@ class ImportanceSettings:
     class_names: Any = ()
     groups: BatchFn | None = None
     seed: int = 0
+    ignore_index: int | None = None
     attributions: tuple[Attribution, ...] = field(init=False)
     explained: Target = field(init=False)
     removed_to: Baseline = field(init=False)
@@ -65,11 +67,13 @@ class ImportanceSettings:
         if self.groups is not None:
             _validate.function("groups", self.groups, "(batch) -> one integer or string per sample")
         self.seed = _validate.integer("seed", self.seed, least=0, most=MAX_SEED)
+        if self.ignore_index is not None:
+            self.ignore_index = _validate.integer("ignore_index", self.ignore_index)
         self.class_clusters()  # to refuse unknown names and too many groups at once
 
     def class_clusters(self) -> ClassClusters | None:
         """Return the rule by which clusters follow from classes; None if they do not."""
-        if isinstance(self.clusters, str | Mapping):
+        if isinstance(self.clusters, str | Mapping) and self.clusters != "dataloaders":
             return ClassClusters(self.clusters, self.class_names)
         return None
 

@@ -13,6 +13,8 @@ from lightning_neuroimp.capture.embedding import EmbeddingReader
 from lightning_neuroimp.capture.positions import along_positions, chosen_positions, count_positions, sum_positions
 from lightning_neuroimp.capture.sample_table import SampleTable, gather_tables
 from lightning_neuroimp.capture.subject import Subject
+from lightning_neuroimp.capture.targets import usable
+from lightning_neuroimp.capture.trial import Trial
 from lightning_neuroimp.capture.walk import WalkedBatch, walk
 from lightning_neuroimp.errors import NonFiniteOutputs
 from lightning_neuroimp.site import Site
@@ -58,7 +60,7 @@ class _MeanActivations:
             positions = chosen_positions(self.sites[name], output, axis, walked.prediction.tokens)
             value: Tensor = output.double() if output.device.type != "mps" else output.float()
             counted = value if positions is None else value.where(along_positions(positions, axis), 0)
-            finite = counted.flatten(1).isfinite().all(1) & walked.prediction.logits.isfinite().all(1)
+            finite = counted.flatten(1).isfinite().all(1) & usable(walked.prediction.logits, walked.classes)
             total = to_numpy(sum_positions(counted[finite], axis).sum(0)).astype(np.float64)
             self.totals[name] = self.totals.get(name, 0.0) + total
             count = int(count_positions(output, axis, positions)[finite].sum())
@@ -92,6 +94,7 @@ class _MeanActivations:
 
 def survey(
     subject: Subject,
+    trial: Trial,
     sites: dict[str, Site],
     target_class: str | int,
     embedding: EmbeddingReader | None = None,
@@ -102,6 +105,7 @@ def survey(
 
     Args:
         subject: model and samples.
+        trial: knows the axes of the sites' neurons.
         sites: sites whose means are asked for, by their text; may be empty.
         target_class: class whose target is explained.
         embedding: reads the samples' embeddings; None: none are read.
@@ -111,7 +115,7 @@ def survey(
         InvalidArgument: if a layer, an output or an embedding cannot be worked with.
         NonFiniteOutputs: if no sample has finite logits, or a site no finite activations.
     """
-    cache = ActivationCache(list(sites.values()), gradients=False)
+    cache = ActivationCache(list(sites.values()), gradients=False, axes=trial.axes)
     activations, tables = _MeanActivations(sites), []
     with torch.no_grad():
         for walked in walk(subject, "survey", cache, target_class, embedding, embedding_required=embedding_required):

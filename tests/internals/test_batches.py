@@ -36,7 +36,7 @@ def run(outputs, targets=None, forward_fn=None):
 
 def test_pairs_are_inputs_and_targets():
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0], dtype=torch.int32)
-    logits, classes, _ = forward_logits(nn.Identity(), [x, y], None)
+    logits, classes, *_ = forward_logits(nn.Identity(), [x, y], None)
     assert torch.equal(logits, x)
     assert classes.dtype == torch.int64
     assert split_batch((1, 2)) == (1, 2)
@@ -45,7 +45,7 @@ def test_pairs_are_inputs_and_targets():
 
 def test_anything_else_goes_through_forward_fn():
     batch = {"a": torch.randn(4, 3), "b": torch.arange(4) % 3}
-    logits, classes, _ = forward_logits(nn.Identity(), batch, lambda model, batch: (model(batch["a"]), batch["b"]))
+    logits, classes, *_ = forward_logits(nn.Identity(), batch, lambda model, batch: (model(batch["a"]), batch["b"]))
     assert torch.equal(logits, batch["a"])
     assert torch.equal(classes, batch["b"])
 
@@ -91,12 +91,12 @@ PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.1, 0.9]])
             ["Explain the model before its sigmoid"],
         ),
         (PROBABILITIES, None, ["look like probabilities", "logits are needed", ".clamp_min(1e-12).log()"]),
-        (torch.zeros(4, 2), list("abca"), ["targets must be a tensor of class numbers", "a list of 4"]),
-        (torch.zeros(4, 2), torch.zeros(4, 2), ["one-hot or soft labels", "targets.argmax(1)", "multi-label"]),
-        (torch.zeros(4, 2), torch.zeros(4), ["integer class numbers", "torch.float32", "regression target"]),
+        (torch.zeros(4, 2), list("abca"), ["targets must be class numbers", "the names ['a', 'b', 'c']"]),
+        (torch.zeros(4, 2), torch.zeros(4, 2, 1, dtype=torch.int64), ["shape (4,)", "(4, 2, 1)"]),
+        (torch.zeros(4, 2), torch.full((4,), 0.5), ["integer class numbers", "torch.float32", "regression target"]),
         (torch.zeros(4, 3), torch.zeros(4, dtype=torch.bool), ["integer class numbers", "torch.bool"]),
         (torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), ["shape (4,)", "(3,)"]),
-        (torch.zeros(4, 2), torch.tensor([0, 1, 2, -100]), ["0..1", "from -100 to 2", "drop ignored samples"]),
+        (torch.zeros(4, 2), torch.tensor([0, 1, 2, -100]), ["0..1", "from -100 to 2", "pass ignore_index=-100"]),
     ],
 )
 def test_outputs_and_targets_of_no_classifier(outputs, targets, phrases):
@@ -113,10 +113,10 @@ def test_the_remedies_in_the_messages_work():
         torch.nn.functional.pad(model(batch[0]).reshape(-1, 1), (1, 0)),
         batch[1].long().reshape(-1),
     )
-    logits, classes, _ = forward_logits(Outputs(f), (torch.zeros(4, 2), labels), binary)
+    logits, classes, *_ = forward_logits(Outputs(f), (torch.zeros(4, 2), labels), binary)
     assert torch.equal(logits.argmax(1) == classes, (f > 0) == (labels == 1))
     log = lambda model, batch: (model(batch[0]).clamp_min(1e-12).log(), batch[1])  # noqa: E731
-    logits, _, _ = forward_logits(Outputs(PROBABILITIES), (torch.zeros(4, 2), labels.long()), log)
+    logits, *_ = forward_logits(Outputs(PROBABILITIES), (torch.zeros(4, 2), labels.long()), log)
     torch.testing.assert_close(logits.softmax(1), PROBABILITIES)
 
 
@@ -351,7 +351,7 @@ def test_masks_of_tokens():
     assert torch.equal(find_tokens({"attention_mask": mask}), mask.bool())
     assert torch.equal(find_tokens({"src_key_padding_mask": mask == 0}), mask.bool())
     assert torch.equal(find_tokens(({"attention_mask": mask}, 3)), mask.bool())
-    assert find_tokens({"attention_mask": mask[:, None]}) is None
+    assert torch.equal(find_tokens({"attention_mask": mask[:, None]}), mask.bool())
     assert find_tokens((mask, 3)) is None
     logits = torch.randn(4, 3)
     given = forward_logits(nn.Identity(), None, lambda model, batch: (logits, Y, torch.ones(4, 2)))
@@ -434,9 +434,7 @@ def test_graphs_through_forward_fn(packed):
     labels = np.array([graph.label for graph in graphs])
     for row, label in enumerate(whole["pooled"].cluster_ids):
         np.testing.assert_allclose(whole["pooled"].mean[row], expected[labels == label].mean(0), atol=1e-5)
-    with pytest.raises(
-        ValueError, match=r"all their tokens or nodes in one row, cannot be explained: choose a later one"
-    ):
+    with pytest.raises(ValueError, match=r"tokens and nodes in one row, cannot be explained: choose a later layer"):
         neuron_importance(model, batches, layers="node", forward_fn=forward)
 
 

@@ -176,7 +176,7 @@ def important(clusters, data=None, model=None, **options):
         (
             "kmeans",
             [
-                "clusters must be 'labels', 'predictions', a mapping from classes to groups, KMeansClusters(8) or a",
+                "clusters must be 'labels', 'predictions', 'dataloaders', a mapping from classes to groups, KMeans",
                 "got 'kmeans'",
             ],
         ),

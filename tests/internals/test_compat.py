@@ -154,6 +154,37 @@ def lightning_counts_the_batches_that_stepped():
     return (counted, _compat.batches_that_stepped(trainer), trainer.global_step) == (0, 7, 0)
 
 
+class Logging(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        self.log("acc", 0.9, on_step=False, on_epoch=True)
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", 0.5)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Seen(pl.Callback):
+    def on_validation_end(self, trainer, pl_module):
+        self.seen = {key: float(value) for key, value in _compat.validation_metrics(trainer).items()}
+        self.all = set(trainer.callback_metrics)
+
+
+def values_of_the_validation_are_told_from_others():
+    seen = Seen()
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = pl.Trainer(callbacks=[seen], max_epochs=2, enable_progress_bar=False, **options)
+    loader = torch.utils.data.DataLoader(torch.ones(4, 2), 2)
+    trainer.fit(Logging(), loader, loader)
+    return seen.seen == {"val_acc": 0.5} and seen.all == {"acc", "val_acc"}
+
+
 def new_trainer():
     return pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
 
@@ -174,11 +205,15 @@ PARTS = {
     compiled_modules_know_what_was_written: {"COMPILED_CALL", "module_as_written"},
     lightning_modules_refer_to_their_trainer: {"lightning_attachments"},
     lightning_counts_the_batches_that_stepped: {"batches_that_stepped"},
+    values_of_the_validation_are_told_from_others: {"validation_metrics"},
 }
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")
 def test_a_private_part_is_there(part):
     assert part()
 

@@ -491,9 +491,12 @@ def test_saved_shown_and_ranked(tanh, tmp_path):
 def test_all_findings_are_explained():
     page = (Path(__file__).parents[2] / "examples" / "findings.md").read_text()
     assert re.findall(r"^### `([\w-]+)`$", page, re.MULTILINE) == list(diagnosis.IDS)
-    rules = (Path(diagnosis.__file__).parent / f"{name}.py" for name in ("samples", "layers", "scores", "removal"))
+    rules = (
+        Path(diagnosis.__file__).parent / f"{name}.py"
+        for name in ("samples", "conditions", "layers", "scores", "removal")
+    )
     source = "".join(path.read_text() for path in rules)
-    assert sorted(set(re.findall(r'"([a-z]+(?:-[a-z]+)+|redundancy)"', source))) == sorted(diagnosis.IDS)
+    assert sorted(set(re.findall(r'"([a-z]+(?:-[a-z]+)+|redundancy|copies)"', source))) == sorted(diagnosis.IDS)
 
 
 class Relu(torch.autograd.Function):
@@ -569,7 +572,7 @@ def test_a_pass_holds_on_to_nothing_of_the_batches_before():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         measured(model, layers="2", settings=None)
     # weights are saved, too, and stay
-    assert held[-1] == held[2]
+    assert held[-1] == held[4]  # after two passes that settle the axes, and the first batch
 
 
 def test_effects_do_not_decide_which_samples_count():
@@ -603,8 +606,8 @@ def test_they_take_no_pass(tanh):
         results = measured(tanh)
     finally:
         handle.remove()
-    # five batches: once for importance, once for ablation, and the trial of replays
-    assert len(calls) == 5 + 5 + 1
+    # five batches: once for importance, once for ablation, the trial of replays, and two passes that settle the axes
+    assert len(calls) == 5 + 5 + 1 + 2
     assert diagnosis.diagnose(results) == results.findings
 
 

@@ -225,17 +225,20 @@ def test_an_interrupt_leaves_nothing(fault, error, monkeypatch, tmp_path):
 
 
 def spied(monkeypatch):
-    """The model as it was when the measurement began."""
+    """The model as it was when the measurement, or its rehearsal, began."""
+    from tests.support.training_variants import left_behind
+
     kept = []
-    begin = NeuronImportance.on_validation_epoch_end
 
-    def spy(self, trainer, pl_module):
-        from tests.support.training_variants import left_behind
+    def spied_on(begin):
+        def spy(self, trainer, pl_module):
+            kept[:] = [trainer, pl_module, left_behind(trainer, pl_module)]
+            return begin(self, trainer, pl_module)
 
-        kept[:] = [trainer, pl_module, left_behind(trainer, pl_module)]
-        return begin(self, trainer, pl_module)
+        return spy
 
-    monkeypatch.setattr(NeuronImportance, "on_validation_epoch_end", spy)
+    for name in ("on_sanity_check_end", "on_validation_epoch_end"):
+        monkeypatch.setattr(NeuronImportance, name, spied_on(getattr(NeuronImportance, name)))
     return kept
 
 
@@ -298,10 +301,11 @@ def test_monitors_of_our_keys_go_on_between_measurements(every, tmp_path):
 def test_monitors_of_our_keys_survive_a_failure(monkeypatch, tmp_path):
     """The keys of a first measurement that failed are those of one that did not."""
     failing = Calls(1, RuntimeError("injected"))
-    with pytest.warns(UserWarning, match="training goes on. RuntimeError: injected"):
+    with pytest.warns(UserWarning, match="RuntimeError: injected") as said:
         run, _, _ = fitted(
             "plain", [ours(forward_fn=failing), *monitors()], tmp_path, max_epochs=3, enable_checkpointing=True
         )
+    assert sum("training goes on. RuntimeError: injected" in str(one.message) for one in said) == 3
     assert run.current_epoch == 3
     good, _, _ = fitted("plain", [ours()], tmp_path)
     names = [sorted(key for key in one.callback_metrics if key.startswith("ours")) for one in (run, good)]

@@ -15,6 +15,7 @@ from lightning_neuroimp import AblationFaithfulness, KMeansClusters, Results, Si
 from lightning_neuroimp import neuron_importance as measure
 from lightning_neuroimp.display.summary import summary
 from lightning_neuroimp.results import files, measurement
+from lightning_neuroimp.results.conditions import Conditions
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.record import same
 from lightning_neuroimp.results.verdict import Verdict
@@ -82,7 +83,7 @@ def test_the_header_is_strict_json(old, tmp_path):
     odd.save(path)
     with np.load(path, allow_pickle=False) as file:
         header = json.loads(file["header"].tobytes(), parse_constant=refuse)
-    assert (header["format"], header["version"]) == (measurement.FORMAT, 5)
+    assert (header["format"], header["version"]) == (measurement.FORMAT, 6)
     loaded = Results.load(path)
     assert loaded.findings == (finding,)
     assert loaded == odd
@@ -157,7 +158,7 @@ def test_files_of_version_4(old):
         return {key: plain(value) for key, value in tree["fields" if "class" in tree else "dict"].items()}
 
     raw = plain(header["results"])
-    new = {"sample_predicted", "sample_margin"}
+    new = {"sample_predicted", "sample_margin", "conditions"}
     for name in {field.name for field in dataclasses.fields(old)} - new - {"importances", "clusters"}:
         assert_equal(getattr(old, name), raw[name], moved=("site",))
     assert_equal(old.clusters, raw["clusters"])
@@ -269,10 +270,23 @@ def nested(depth):
     return value
 
 
+def test_files_of_version_5():
+    """They hold the same as one of version 6, except under which conditions the model was measured."""
+    path = VERSION_4.with_name("results_v5.npz")
+    with np.load(path, allow_pickle=False) as file:
+        assert json.loads(file["header"].tobytes())["version"] == 5
+    loaded = Results.load(path)
+    assert loaded.conditions == Conditions()
+    assert np.isnan(loaded.conditions.random_spread)
+    assert not loaded.conditions.flat_sites
+    assert loaded.has_faithfulness
+    assert "0 (axis 1), 5 neurons, gradient_x_activation: no better than random" in summary(loaded)
+
+
 IMPORTANCE = "results.importances.0"
 JUDGED = f"{IMPORTANCE}.faithfulness"
 HOSTILE = [
-    (put("format", "another"), "holds 'another' of version 5; this version of lightning_neuroimp reads"),
+    (put("format", "another"), "holds 'another' of version 6; this version of lightning_neuroimp reads"),
     (put("version", 99), "of version 99; this version of lightning_neuroimp reads 'lightning_neuroimp.results'"),
     (put("version", 3), "of version 3; this version"),
     (put("version", "5"), "of version '5'"),
@@ -280,7 +294,7 @@ HOSTILE = [
     (put("version", 4), r"cannot be upgraded to version 5 \(KeyError"),
     (put("results", None), "results must be a Results, found None"),
     (put("results", [1]), r"holds \[1\], which stands for nothing"),
-    (put("results", nested(450)), "is not a valid file of version 5: "),
+    (put("results", nested(450)), "is not a valid file of version 6: "),
     (put("results.clusters", {"class": "os.system", "fields": {}}), "clusters must be a ClusterTable, found a 'os"),
     (put("results.clusters", {"class": "ClusterTable", "fields": {}}), "clusters must have the fields of .* found no"),
     (put("results.colour", "red"), "results must have the fields of a Results, found an unknown 'colour'"),

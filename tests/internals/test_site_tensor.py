@@ -94,7 +94,7 @@ def test_samples_on_another_axis_come_first():
             torch.zeros(7, 4, 3),
             ["(7, 4, 3) for a batch of 4 samples; its first axis", "axis 1, pass Site('m', sample_axis=1)"],
         ),
-        (Site("m"), torch.zeros(7, 3), ["sees some of the samples, or all their tokens or nodes in one row"]),
+        (Site("m"), torch.zeros(7, 3), ["Windows, or tokens and nodes in one row, cannot be explained"]),
         (Site("m", sample_axis=1), torch.zeros(4, 3), ["its axis 1 must be the samples", "sample_axis=0"]),
     ],
 )
@@ -268,7 +268,8 @@ def test_a_mask_of_another_length_is_told_and_mended():
         neuron_importance(model, [batch(size)], layers="encoder.linear1", baseline="mean") for size in (5, 9)
     )
     note = (
-        "encoder.linear1: the mask has 5 tokens and the layer 6 positions, so that padding counts there; forward_fn may"
+        "encoder.linear1: if its positions are tokens, padding counts there: the mask has 5 tokens and the layer 6 "
+        "positions; forward_fn may"
     )
     assert any(line.startswith(note) for line in told.notes)
     one, same = (

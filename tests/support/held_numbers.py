@@ -189,7 +189,7 @@ def configurations():
 
     torch.manual_seed(0)
     rnn = trained(Recurrent(), x[:1200], y[:1200])
-    sites = ["rnn", Site("rnn", item=(1, 0))]
+    sites = [Site("rnn", item=(1, 0))]
     results = neuron_importance(
         rnn, held, layers=sites, attribution=[signed_square, "gradient_x_activation"], target=own_logit
     )

@@ -1,8 +1,9 @@
 """Run what follows a site again, with other activations there, for one batch."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from lightning_neuroimp.batches.structure import to_device
 from lightning_neuroimp.capture.donors import DonorActivations, donate
 from lightning_neuroimp.capture.forward import Outcome
 from lightning_neuroimp.capture.positions import chosen_positions
+from lightning_neuroimp.capture.random_states import States
 from lightning_neuroimp.capture.removal import BatchRemoval, remove
 from lightning_neuroimp.capture.suffix.passes import Replace, SitePasses
 from lightning_neuroimp.capture.suffix.tape import Tape
-from lightning_neuroimp.capture.suffix.trust import Trust, random_mask, reason_of
+from lightning_neuroimp.capture.suffix.trust import Trust, alike, random_mask, reason_of
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Removal
 
@@ -31,6 +33,9 @@ class RecordedPass:
         outcome: with all neurons.
         tape: leads from the activations to the logits; None if it could not be recorded.
         donor_activations: of the samples' donors; None for baselines other than "resample".
+        states: of the random generators before the pass; None if it drew no random numbers.
+        drawn: names of the generators that it drew from.
+        n_samples: number of samples in the batch, where rows after them are copies; None: all rows are.
     """
 
     batch: Any
@@ -38,6 +43,9 @@ class RecordedPass:
     outcome: Outcome
     tape: Tape | None = None
     donor_activations: list[DonorActivations] | None = None
+    states: States | None = None
+    drawn: frozenset[str] = frozenset()
+    n_samples: int | None = None
 
 
 class Suffix:
@@ -146,6 +154,28 @@ class Suffix:
             lambda leaf: self._full_pass(lambda output: leaf.clone())[0],
         )
 
+    @property
+    def drawn(self) -> frozenset[str]:
+        """Return the names of the random generators that the recorded pass drew from."""
+        return self._recorded.drawn
+
+    def repeats(self, python_seed: int | None = None) -> bool:
+        """Tell whether another full pass gives the same logits, from the same random state.
+
+        Args:
+            python_seed: seed of Python's generator in that pass; None: its state is the same as well.
+        """
+        states = self._recorded.states
+        if python_seed is not None and states is not None:
+            states = {**states, "random": (b"", partial(random.seed, python_seed))}
+        if self.activation is None:
+            replace: Replace = lambda output: output  # noqa: E731
+        else:  # laid out in memory as in the recorded pass
+            replace = self._removing(
+                torch.zeros(1, self._removal.n_neurons, dtype=torch.bool, device=self.activation.device)
+            )
+        return alike(self._full_pass(replace, states)[0], self.logits)
+
     def try_tape(self) -> str | None:
         """Return why the tape, of a way through the model that is new, cannot be trusted; None if it can."""
         tape = self.tape
@@ -174,8 +204,16 @@ class Suffix:
             self._trust.give_up(reason_of(error))
             return outcome
 
-    def _full_pass(self, replace: Replace) -> tuple[Tensor, Tensor]:
-        """Return what the whole model gives with the site's activations replaced by a hook."""
+    def _full_pass(self, replace: Replace, states: States | None = None) -> tuple[Tensor, Tensor]:
+        """Return what the whole model gives with the site's activations replaced by a hook.
+
+        Args:
+            replace: makes the other activations.
+            states: of the random generators, from which it begins; None: as the recorded pass did.
+        """
         if self._device_batch is None:
             self._device_batch = to_device(self._recorded.batch, self._passes.device)  # once for all passes
-        return self._passes.run(self._device_batch, replace).logits, self.classes
+        states = self._recorded.states if states is None else states
+        n_samples = self._recorded.n_samples
+        outcome = self._passes.run(self._device_batch, replace, states=states, n_samples=n_samples)
+        return outcome.logits, self.classes

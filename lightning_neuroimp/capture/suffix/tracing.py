@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,12 +92,9 @@ class TapeRecorder(_compat.TorchDispatchMode):
         The modes that see operations are entered where `start` is called and left at the end, so that the part of the
         pass before the site runs at its full speed.
         """
-        before = random_states()
         self._depth = _compat.mode_depths()
         with self._modes:
             yield
-        if not same_states(before, random_states()):
-            self.stop("the forward pass draws random numbers")
 
     def stop(self, reason: str) -> None:
         """Give up the tape; the pass goes on unrecorded.
@@ -328,17 +324,3 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     places = _compat.written_arguments(func)
     found: list[Any] = [args[place] if place < len(args) else kwargs.get(name) for place, name in places]
     return list(tensors_in(found))
-
-
-def random_states() -> list[Tensor]:
-    """Return the states of the generators that tensors come from; Python's own also serves tools that only watch."""
-    states: list[Tensor] = [torch.random.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states += torch.cuda.get_rng_state_all()
-    legacy: Any = np.random.get_state()  # noqa: NPY002 (users, and libraries that they use, do)
-    return [*states, torch.from_numpy(np.append(legacy[1], legacy[2]).astype(np.int64))]
-
-
-def same_states(before: list[Tensor], after: list[Tensor]) -> bool:
-    """Tell whether no random number was drawn between two calls of `random_states`."""
-    return len(before) == len(after) and all(map(torch.equal, before, after))

@@ -16,6 +16,12 @@ from lightning_neuroimp.capture.suffix.tape import Tape, TapeBroken
 
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2  # of the largest change that an ablation makes: kernels may round differently
 
+RANDOM = "the forward pass draws random numbers"
+
+CHANGING = "the forward pass gives other outputs each time, also from the same random state"
+
+DIFFERS = "a random ablation by it differs from the same in a full pass"
+
 Logits = Callable[[Tensor], Tensor]
 """Activations of a site to the logits, by a tape or by a full pass."""
 
@@ -25,6 +31,7 @@ class Trust:
 
     Attributes:
         reason: why each ablation is a full pass; None while tapes are used.
+        draws_random: whether what a pass gives depends on random numbers, or changes from pass to pass.
 
     Args:
         site: in words, for warnings.
@@ -32,7 +39,7 @@ class Trust:
     """
 
     def __init__(self, site: str, reason: str | None = None) -> None:
-        self.reason = reason
+        self.reason, self.draws_random = reason, False
         self._site = site
         self._values: set[tuple[str, ...]] = set()
         self._gradients: dict[tuple[str, ...], bool] = {}
@@ -47,9 +54,13 @@ class Trust:
         self._warn("ablation", reason)
 
     def _warn(self, what: str, reason: str) -> None:
+        given = {
+            RANDOM: "is slower; all passes of a batch draw the same ones",
+            CHANGING: "is slower; effects hold its noise",
+        }.get(reason, "is slower and gives the same")
         warnings.warn(
-            f"layer {self._site!r}: each {what} runs the whole network instead of what follows the layer, which is "
-            f"slower and gives the same: {reason}",
+            f"layer {self._site!r}: each {what} runs the whole network instead of what follows the layer, which "
+            f"{given}: {reason}",
             stacklevel=3,
         )
 
@@ -84,7 +95,7 @@ class Trust:
         except Exception as error:
             return reason_of(error)
         if not agree(found, expected, intact):
-            return "a random ablation by it differs from the same in a full pass"
+            return DIFFERS
         if not torch.equal(expected, intact):  # otherwise it has proved nothing, and the next batch is tried too
             self._values.add(tape.signature)
         return None
@@ -147,6 +158,19 @@ def agree(found: Tensor, expected: Tensor, intact: Tensor) -> bool:
         scale = float(expected.abs().nan_to_num(0.0, 0.0, 0.0).max()) if expected.numel() else 0.0
         tolerance += 8 * torch.finfo(expected.dtype).eps * scale
     return torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Tell whether two passes over the same batch agree, up to what kernels may round differently."""
+    if found.shape != expected.shape:
+        return False
+    half = expected.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(expected.device.type)
+    finite = expected[expected.isfinite()].double()
+    if not len(finite):
+        return True
+    scale = 8 * torch.finfo(expected.dtype).eps * float(finite.abs().max())
+    tolerance = (_HALF_TOLERANCE if half else _TOLERANCE) * float(finite.std(correction=0))
+    return torch.allclose(found, expected, rtol=0, atol=tolerance + scale, equal_nan=True)
 
 
 def _gradient(logits_of: Logits, activation: Tensor) -> Tensor:

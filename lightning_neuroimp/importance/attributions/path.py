@@ -30,7 +30,7 @@ def integrated_gradients(batch: SiteBatch, steps: int = STEPS) -> Float[Tensor, 
     total = torch.zeros_like(batch.activation)
     for step in range(steps):
         share = (step + 0.5) / steps
-        total += _gradient(batch, batch.activation - (1 - share) * batch.deviation)
+        total += batch.suffix.gradient(batch.activation - (1 - share) * batch.deviation)
     return batch.sum_positions(batch.deviation * total / steps)
 
 
@@ -60,16 +60,5 @@ def masked_gradient(batch: SiteBatch, steps: int = STEPS, q_max: float = 0.5) ->
         uniform = sample_keys(pair.view(np.int64).reshape(-1), step).reshape(n_samples, n_neurons) / 2.0**64
         removed = torch.from_numpy(uniform < probability[step]).to(batch.activation).repeat_interleave(batch.group, 1)
         shaped = along_axis(removed, batch.axis, batch.activation.ndim)
-        total += _gradient(batch, batch.activation - shaped * batch.deviation)
+        total += batch.suffix.gradient(batch.activation - shaped * batch.deviation)
     return batch.sum_positions(batch.deviation * total / steps)
-
-
-def _gradient(batch: SiteBatch, activation: Tensor) -> Tensor:
-    """Compute the gradient of each sample's own target at other activations."""
-    with torch.enable_grad():
-        point = activation.detach().requires_grad_()
-        total = batch.suffix.target(point).sum()
-        if not total.requires_grad:  # the target does not depend on the site
-            return torch.zeros_like(point)
-        (gradient,) = torch.autograd.grad(total, point, allow_unused=True)
-    return torch.zeros_like(point) if gradient is None else gradient

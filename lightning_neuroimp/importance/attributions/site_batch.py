@@ -42,7 +42,7 @@ class SiteBatch:
     seed: int
     index: Int[np.ndarray, " sample"]
     suffix: SuffixTarget
-    positions: Bool[Tensor, "sample token"] | None = None
+    positions: Bool[Tensor, " sample *position"] | None = None
 
     @property
     def site(self) -> str:

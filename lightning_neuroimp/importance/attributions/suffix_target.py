@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_neuroimp.capture.gradients import differentiate
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
 from lightning_neuroimp.capture.suffix.suffix import Suffix
 from lightning_neuroimp.capture.targets import Target
@@ -46,6 +47,27 @@ class SuffixTarget:
             activation: other activations, of the shape of those at the site.
         """
         return self._target.values(*self._suffix(activation))
+
+    def gradient(self, activation: Float[Tensor, " sample *rest"]) -> Float[Tensor, " sample *rest"]:
+        """Return the gradient of each sample's own target at other activations.
+
+        It is zero where the target does not depend on them; the recorder notes whether it ever does.
+
+        Args:
+            activation: other activations, of the shape of those at the site.
+
+        Raises:
+            InvalidArgument: if an operation after the site has no derivative.
+        """
+        with torch.enable_grad():
+            point = activation.detach().requires_grad_()
+            total = self.target(point).sum()
+            found = differentiate(total, [point])[0] if total.requires_grad else None
+        self._recorder.gradient_asked = True
+        if found is None:
+            return torch.zeros_like(point)
+        self._recorder.note_gradient(found)
+        return found
 
     def effects(self, masks: Bool[Tensor, "variant neuron"]) -> Float[Tensor, "variant sample"]:
         """Return how much each sample's target falls when neurons are removed: m(h) - m(h with them at the baseline).

@@ -5,15 +5,25 @@ thresholds above it, in the module of its subject. The thresholds were chosen by
 measures how often each finding is raised rightly and wrongly.
 """
 
+from collections.abc import Iterable, Mapping
+
+from lightning_neuroimp.results.findings.conditions import (
+    batch_dependent,
+    bounded_outputs,
+    flat_gradient,
+    random_forward,
+)
 from lightning_neuroimp.results.findings.finding import Finding
 from lightning_neuroimp.results.findings.layers import baseline_outside, constant_neurons, methods_agree, redundancy
-from lightning_neuroimp.results.findings.samples import few_samples, mixed_clusters, near_chance
+from lightning_neuroimp.results.findings.samples import copies, few_samples, mixed_clusters, near_chance, other_logits
 from lightning_neuroimp.results.findings.scores import blind_to_weights, score_findings
 from lightning_neuroimp.results.measurement import Results
 
 IDS = (
     "few-samples",
     "near-chance",
+    "other-logits",
+    "copies",
     "mixed-clusters",
     "halves-disagree",
     "derivative-without-distance",
@@ -31,6 +41,10 @@ IDS = (
     "clusters-not-borne-out",
     "no-better-than-reference",
     "hardly-any-fall",
+    "batch-dependent",
+    "random-forward",
+    "flat-gradient",
+    "bounded-outputs",
     "methods-agree",
     "blind-to-weights",
 )
@@ -47,8 +61,10 @@ def diagnose(results: Results) -> tuple[Finding, ...]:
     """
     if not results.importances:
         return ()
-    found = [few_samples(results), near_chance(results), mixed_clusters(results)]
+    found = [few_samples(results), near_chance(results), mixed_clusters(results), copies(results)]
+    found += [batch_dependent(results), random_forward(results), bounded_outputs(results)]
     for site in results.sites:
+        found.append(flat_gradient(results, site))
         importances = [each for each in results.importances if each.site == site]
         activity = next((each for each in results.activities if each.site == site), None)
         for importance in importances:
@@ -57,5 +73,23 @@ def diagnose(results: Results) -> tuple[Finding, ...]:
             found += [baseline_outside(importances[0], activity), constant_neurons(importances, activity)]
         found += [redundancy(results, importances[0]), methods_agree(importances)]
     found += [blind_to_weights(results, randomisation) for randomisation in results.randomisations]
+    return _weightiest_first(found)
+
+
+def with_other_logits(results: Results, logged: Mapping[str, float], *, stratified: bool = False) -> Results:
+    """Return results with the finding that their logits are not the training's, if what was logged says so.
+
+    Args:
+        results: one measurement, with its findings.
+        logged: accuracies of the validation run, 0 to 1, by key.
+        stratified: whether rare classes were drawn as often as others.
+    """
+    found = other_logits(results, logged, stratified=stratified)
+    beside = ("other-logits",) if found is None else ("other-logits", "near-chance")  # which it explains
+    kept = [finding for finding in results.findings if finding.id not in beside]
+    return results.replace(findings=_weightiest_first([*kept, found]))
+
+
+def _weightiest_first(found: Iterable[Finding | None]) -> tuple[Finding, ...]:
     raised = [finding for finding in found if finding is not None]
     return tuple(sorted(raised, key=lambda finding: -finding.weight))

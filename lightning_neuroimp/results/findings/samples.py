@@ -1,8 +1,12 @@
 """Findings about the samples, the clusters and the model, whatever the layer and the score are."""
 
+from collections.abc import Mapping
+
 import numpy as np
+from jaxtyping import Int
 
 from lightning_neuroimp import statistics
+from lightning_neuroimp.batches.numbers import are_copies, sample_keys
 from lightning_neuroimp.results.findings.finding import Finding, about_samples, names_of, share_of_samples
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.results.verdict import MIN_HALF
@@ -32,9 +36,60 @@ def few_samples(results: Results) -> Finding | None:
     )
 
 
+COPIED = 0.01
+"""Copies are reported where at least this share of the samples has one."""
+
+
+def copies(results: Results) -> Finding | None:
+    """Say that the probe set holds the same sample several times; None where it hardly does."""
+    inside = results.sample_half >= 0
+    _, number, count = np.unique(results.sample_fingerprint[inside], return_inverse=True, return_counts=True)
+    copied = count[number] > 1
+    if not copied.any() or copied.mean() < COPIED:
+        return None
+    apart = results.sample_group is not None  # groups of the user's decide on halves, whatever is a copy
+    half = results.sample_half[inside] if apart else _dealt_one_by_one(results)[inside]
+    halves_of = np.unique(np.stack([number, half], 1), axis=0)[:, 0]
+    divided = np.bincount(halves_of)[number] > 1
+    n_copied, n_divided, n_distinct = int(copied.sum()), int(divided.sum()), len(count)
+    if not apart and not are_copies(results.sample_fingerprint):
+        dealt = "so few values are taken for data that repeat them, and dealt to the halves one by one"
+    elif apart:
+        dealt = f"{n_divided} of them are in both halves of the samples, as groups= divides copies"
+    else:
+        dealt = f"dealt one by one, {n_divided} of them would be in both halves, so copies are kept in one"
+    return about_samples(
+        "copies",
+        (),
+        f"{n_copied} of {len(number)} samples have a copy among the others ({n_distinct} are distinct): {dealt}. Where "
+        "neurons are ranked on the samples that they are tested on, gaps are too large; and copies that count as "
+        "samples of their own make p-values and intervals too small.",
+        "draw each sample once: a DistributedSampler for several processes, duplicates dropped from the data; or "
+        "groups= with one value for all copies of a sample",
+        {"copied": n_copied, "in_both_halves": n_divided, "distinct": n_distinct},
+        weight=0.3 + 0.6 * float(copied.mean()),
+    )
+
+
+def _dealt_one_by_one(results: Results) -> Int[np.ndarray, " sample"]:
+    """Return the half of each sample, if they were dealt in the order of their keys, whatever is a copy."""
+    half = np.zeros(len(results.sample_index), np.int64)
+    order = np.argsort(sample_keys(results.sample_index, results.seed), kind="stable")
+    strata = np.stack([results.sample_cluster, results.sample_correct], 1)[order]
+    for cluster, correct in np.unique(strata, axis=0).tolist():
+        rows = order[(strata == (cluster, correct)).all(1)]
+        half[rows] = (np.arange(len(rows)) + (0 if correct else 1)) % 2
+    return half
+
+
 ABOVE_CHANCE = 0.1
 """A model is near chance where its balanced accuracy exceeds that of always naming one class by less than this share of
 what is left to 1."""
+
+
+FEATURES = (4, 8)
+"""Outputs may be features rather than logits where there are at least the first number of times as many as classes that
+labels show, and more than the second number beyond these."""
 
 
 def near_chance(results: Results) -> Finding | None:
@@ -49,15 +104,66 @@ def near_chance(results: Results) -> Finding | None:
     chance = 1 / len(classes)
     if (balanced - chance) / (1 - chance) >= ABOVE_CHANCE:
         return None
+    n_logits, n_known = results.clusters.class_counts.shape[1], int(results.sample_label.max()) + 1
+    features = n_logits >= FEATURES[0] * n_known and n_logits > n_known + FEATURES[1]
     return about_samples(
         "near-chance",
         (),
         f"the model is right for {accuracy:.0%} of the samples ({balanced:.0%} averaged over classes); always naming "
-        f"one class would give {chance:.0%}. Scores and verdicts then describe what the network computes, not anything "
-        "that it has learnt.",
-        "train longer, or look at a later epoch",
+        f"one class would give {chance:.0%}. "
+        + (
+            f"It gives {n_logits} numbers per sample, and labels go up to {n_known - 1}: these may be features rather "
+            "than logits."
+            if features
+            else "Scores and verdicts then describe what the network computes, not anything that it has learnt."
+        ),
+        "forward_fn=lambda model, batch: (logits, targets), with the logits that the training uses"
+        if features
+        else "train longer, or look at a later epoch",
         {"accuracy": accuracy, "balanced_accuracy": balanced, "chance": chance},
         weight=1.5,
+    )
+
+
+BELOW_LOGGED = (0.2, 2.0)
+"""Logits are other ones than the training's where the accuracy is below the logged one by more than the first number,
+which shuffled loaders, averages over classes and the like do not explain; and by the second over the square root of the
+number of samples, which is at least four standard errors."""
+
+
+def other_logits(results: Results, logged: Mapping[str, float], *, stratified: bool = False) -> Finding | None:
+    """Say that the logits are not those that the training's accuracy is of; None where they may be.
+
+    Args:
+        results: one measurement, of all classes.
+        logged: accuracies of the validation run, 0 to 1, by key.
+        stratified: whether rare classes were drawn as often as others, so that only bounds can be compared.
+    """
+    known = results.sample_label >= 0
+    if not logged or not known.any() or results.importances[0].removal.target_class != "label":
+        return None
+    correct = results.sample_correct[known]
+    _, number, count = np.unique(results.sample_label[known], return_inverse=True, return_counts=True)
+    of_class = np.bincount(number, correct) / count
+    accuracy = float(correct.mean())
+    # what was logged may be averaged over classes
+    most, n_samples = max(accuracy, float(of_class.mean())), int(known.sum())
+    if stratified:  # with other shares of the classes it may be anything up to that of the best class
+        most, n_samples = float(of_class.max()), int(count[of_class.argmax()])
+    error = BELOW_LOGGED[1] / np.sqrt(n_samples)
+    key = max(logged, key=lambda key: logged[key])
+    # of several heads or tasks, the one that agrees may be this one
+    agreeing = min(abs(value - accuracy) for value in logged.values()) <= max(0.05, error / 2)
+    if logged[key] - most <= max(BELOW_LOGGED[0], error) or agreeing:
+        return None
+    return about_samples(
+        "other-logits",
+        (),
+        f"these are not the logits that validation_step uses (right for {accuracy:.0%} of the samples; {key!r} is "
+        f"{logged[key]:.0%}): scores and verdicts are about another output, or about other inputs.",
+        "pass forward_fn, which prepares the inputs and calls the model as validation_step does",
+        {"accuracy": accuracy, "logged": logged[key], "samples": int(known.sum())},
+        weight=1.8,
     )
 
 
@@ -71,8 +177,8 @@ MOSTLY = 0.5
 def mixed_clusters(results: Results) -> Finding | None:
     """Say that most samples are in clusters without a main class; None where few are."""
     table = results.clusters
-    if table.kind in ("labels", "groups"):
-        return None  # groups of labels that the user made are meant to be mixed
+    if table.kind in ("labels", "groups", "dataloaders"):
+        return None  # groups of labels that the user made, and data sets, are meant to be mixed
     purity = table.class_counts.max(1) / np.maximum(table.class_counts.sum(1), 1)
     mixed = purity < PURE
     if share_of_samples(table, mixed) <= MOSTLY:
