@@ -28,6 +28,9 @@ COINCIDENCES = [
     "ViT, as many channels as tokens",
     "ConvNeXt, as many channels as rows",
     "GRU, last state",
+    "MLP-Mixer",
+    "MLP-Mixer, as many channels as tokens and samples",
+    "PatchTSMixer",
 ]
 
 

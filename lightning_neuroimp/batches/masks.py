@@ -94,7 +94,7 @@ def read_mask(part: Part, others: Sequence[Tensor]) -> Reading:
         others: the other tensors of the inputs. Those of shape (sample, token, ...) settle which value is padding.
     """
     mask, fixed = _flat(part.tensor), FIXED.get(part.name or "")
-    if mask is None and fixed is not None:
+    if mask is None and (fixed is not None or _is_per_query(part, others)):
         return Reading(None, f"{part.place} of the batch has shape {tuple(part.tensor.shape)}, not (sample, token)")
     if mask is None or mask.is_complex() or _words(part.name) & _OTHERS:
         return NOTHING
@@ -123,6 +123,14 @@ def read_mask(part: Part, others: Sequence[Tensor]) -> Reading:
     if not hinted and (seen.padding is None or not seen.at_ends):
         return NOTHING
     return Reading(on if keeps else ~on)
+
+
+def _is_per_query(part: Part, others: Sequence[Tensor]) -> bool:
+    """Tell whether a tensor may say which token sees which: a square for each sample, named a mask or of booleans."""
+    shape = part.tensor.shape
+    square = len(shape) > 2 and shape[-1] == shape[-2] > 1
+    masks = is_mask_name(part.name) or part.tensor.dtype == torch.bool
+    return square and masks and any(one.shape[:2] == (shape[0], shape[-1]) for one in others)
 
 
 def read_lengths(part: Part, others: Sequence[Tensor]) -> Reading:

@@ -332,3 +332,17 @@ def test_resampling_with_several_axes_of_positions_is_refused():
         InvalidArgument, match=r"needs one axis of positions where tokens are padded.*use baseline='mean'"
     ):
         neuron_importance(Heads(False), [batch], layers=Site("scale", axis=3), baseline="resample")
+
+
+@pytest.mark.parametrize("name", ["mask", "valid_mask", "pairs", "attention_mask"])
+@pytest.mark.parametrize("heads", [False, True])
+def test_a_mask_of_pairs_of_tokens_is_noted(name, heads):
+    ids = torch.tensor([[5, 7, 0], [4, 0, 0]])
+    real = ids != 0
+    square = real[:, None, :] & real[:, :, None]
+    reading = tokens_and_doubt({"ids": ids, name: square[:, None] if heads else square, "label": torch.zeros(2)})
+    assert reading.tokens is None
+    assert f"{name!r} of the batch has shape" in reading.doubt
+    assert "not (sample, token)" in reading.doubt
+    pictures = {"ids": torch.randn(2, 3, 8, 8), name: torch.randn(2, 4, 8, 8) > 0, "label": torch.zeros(2)}
+    assert "(2, 4, 8, 8)" not in tokens_and_doubt(pictures).doubt or name == "attention_mask"
