@@ -1,9 +1,11 @@
 """Do the statistics hold what they promise? Each row is a check, with its 99% binomial interval.
 
-Nulls: p-values of rankings that know nothing, over independent repeats with a ranking and a control of their own; how
-many false discoveries Benjamini-Hochberg lets through. Intervals: how often they hold the truth at 20, 50 and 200
-samples. Planted networks, whose important neurons are known: how often they are found. Sequential stopping: whether
-it decides as all draws do, and what it saves. Networks on which no rule was tuned: whether the verdicts are right.
+Nulls: p-values of rankings that know nothing, over independent repeats with a ranking and a control of their own; the
+control beside one random order for all clusters, on networks whose removals trade classes off; how many false
+discoveries Benjamini-Hochberg lets through. Intervals: how often they hold the truth from 16 samples on, in
+populations on which nothing was tuned, beside the bootstrap. Planted networks, whose important neurons are known: how
+often they are found. Sequential stopping: whether it decides as all draws do, and what it saves. Networks on which no
+rule was tuned: whether the verdicts are right.
 """
 
 import argparse
@@ -12,12 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
+from populations import Population, built, fit, perceptron, samples, small, trained, trained_convolutional
 from scipy.stats import binomtest
-from sklearn.datasets import load_breast_cancer, load_digits, load_wine
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from lightning_neuroimp import (
@@ -27,6 +29,8 @@ from lightning_neuroimp import (
     neuron_importance,
 )
 from lightning_neuroimp import statistics as stats
+from lightning_neuroimp.ablation.control import MAX_MATCHED_CELLS, RandomControl
+from lightning_neuroimp.ablation.intervals import gap_interval, mean_interval
 from lightning_neuroimp.ablation.judge import Judge
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.study import ablation
@@ -51,30 +55,11 @@ def rate(check: str, hits: int, n: int, bound: str, holds: Callable[[float, floa
     }
 
 
-def data(name: str, n: int | None = None) -> tuple[Tensor, Tensor]:
-    """Inputs and classes of a data set that comes with scikit-learn, shuffled, inputs standardised."""
-    found = {"digits": load_digits, "wine": load_wine, "breast cancer": load_breast_cancer}[name]()
-    order = np.random.default_rng(0).permutation(len(found.target))[:n]
-    x = StandardScaler().fit_transform(found.data)[order]
-    return torch.tensor(x, dtype=torch.float32), torch.tensor(found.target[order])
-
-
 def train(
     x: Tensor, y: Tensor, activation: type[nn.Module], width: int, depth: int, epochs: int, seed: int
-) -> nn.Module:
+) -> nn.Sequential:
     """A perceptron; its activations are layers 1, 3, 5, ..."""
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for number in range(depth):
-        layers += [nn.Linear(x.shape[1] if number == 0 else width, width), activation()]
-    model = nn.Sequential(*layers, nn.Linear(width, int(y.max()) + 1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
-            optimizer.step()
-    return model.eval()
+    return fit(lambda: perceptron(x.shape[1], activation, width, depth, int(y.max()) + 1), x, y, epochs, seed)
 
 
 def measured(
@@ -99,7 +84,7 @@ def fresh_noise(seed: int) -> Callable[[Any], Tensor]:
 def nulls(quick: bool) -> Iterator[Row]:
     """P-values of rankings that know nothing."""
     n = 100 if quick else 1000
-    x, y = data("digits", 400)
+    x, y = samples("digits", 400)
     model, batches = train(x[:200], y[:200], nn.ReLU, 24, 1, 3, 0), [(x[200:], y[200:])]
     settings = AblationFaithfulness(n_random=19, fractions=FRACTIONS)
     groups: Callable[[Any], Tensor] = lambda batch: batch[1] % 4  # noqa: E731
@@ -160,7 +145,7 @@ class Cut(nn.Module):
 def discoveries(quick: bool) -> Iterator[Row]:
     """False discoveries among all discoveries at 5 and 20%."""
     n = 20 if quick else 200
-    x, y = data("digits", 600)
+    x, y = samples("digits", 600)
     model, batches = train(x[:300], y[:300], nn.ReLU, 24, 1, 3, 0), [(x[300:], y[300:])]
     settings = AblationFaithfulness(n_random=199, fractions=FRACTIONS)
     alone, shares = {0.05: 0, 0.2: 0}, {0.05: [], 0.2: []}
@@ -198,68 +183,273 @@ def discoveries(quick: bool) -> Iterator[Row]:
         }
 
 
+NULLS = ("one for all clusters", "one per cluster", "noise per sample", "another network's, names permuted")
+
+
+def halves(cluster: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Cell of each sample: two halves of each cluster, at random."""
+    half = np.zeros_like(cluster)
+    for key in np.unique(cluster):
+        rows = generator.permutation(np.flatnonzero(cluster == key))
+        half[rows[::2]] = 1
+    return 2 * cluster + half
+
+
+def by_other_half(scores: np.ndarray, cell: np.ndarray, n_cells: int) -> np.ndarray:
+    """The neurons of each cell by the mean score in the cluster's other half, largest first."""
+    mean = [scores[cell == (one ^ 1)].mean(0) for one in range(n_cells)]
+    return np.argsort(-np.stack(mean), axis=1, kind="stable")
+
+
+def uninformed(
+    kind: str, scores: np.ndarray, cell: np.ndarray, n_cells: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Rankings of all cells that know nothing of the neurons; the scores are of another network on these samples."""
+    n_neurons = scores.shape[1]
+    if kind == NULLS[0]:
+        return np.repeat(generator.permutation(n_neurons)[None], n_cells, axis=0)
+    if kind == NULLS[1]:
+        each = np.stack([generator.permutation(n_neurons) for _ in range(n_cells // 2)])
+        return np.repeat(each, 2, axis=0)
+    if kind == NULLS[2]:
+        return by_other_half(generator.normal(size=scores.shape), cell, n_cells)
+    return generator.permutation(n_neurons)[by_other_half(scores, cell, n_cells)]
+
+
+def both_tails(
+    population: Population,
+    orders: list[np.ndarray],
+    controls: list[slice],
+    removed: np.ndarray,
+    cell: np.ndarray,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Both p-values of the first order against each control, of each cluster and of all together."""
+    correct, cluster = population.correct(orders, removed, cell), cell // 2
+    members = [np.flatnonzero(cluster == key) for key in range(cluster.max() + 1)]
+    accuracy = np.stack([correct[:, :, rows].mean(2) for rows in [*members, np.arange(len(cell))]], 1)
+    return [stats.gap_p_values(accuracy[0], accuracy[part]) for part in controls]
+
+
+def control(quick: bool) -> Iterator[Row]:
+    """The control of rankings with permuted names, beside one random order for all clusters, which must fail."""
+    n = 60 if quick else 1000
+    nets = [(built(2, 24, 0), built(2, 24, 1)), (built(4, 32, 0), built(4, 32, 1))]
+    nets += [(small(kind, 0), small(kind, 1)) for kind in ("ReLU", "tanh", "convolutional")]
+    for population, other in nets:
+        for number, kind in enumerate(NULLS):
+            tails = [null_tails(population, other, number, seed) for seed in range(n)]
+            for which, what in tails[0]:
+                small_ones = (np.array([found[which, what] for found in tails]) <= 0.05 + 1e-9).sum(0)
+                for tail, count in zip(("upper", "lower"), small_ones.tolist(), strict=True):
+                    name = f"{population.name}: {kind}; {what}, {tail} tail"
+                    fails = population.name.startswith("built") and kind == NULLS[1]
+                    if which == "shared order":
+                        bound = "> .05 (must fail)" if fails else "stated"
+                        holds = lambda low, high, fails=fails: low > 0.05 or not fails  # noqa: E731
+                        yield rate(f"  one order for all, {name}", count, n, bound, holds)
+                    else:
+                        second = "second score, " if which == "second" else ""
+                        yield rate(f"{second}{name}", count, n, "<= .05", lambda low, high: low <= 0.05)
+        yield agreement(population, 4 if quick else 30)
+
+
+def null_tails(
+    population: Population, other: Population, number: int, seed: int
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Both p-values of a ranking that knows nothing, by control and row: upper and lower tail."""
+    kind, generator = NULLS[number], np.random.default_rng([seed, number])
+    cluster = population.y.numpy()
+    cell, n_cells = halves(cluster, generator), 2 * (int(cluster.max()) + 1)
+    anothers = Population("", other.model, other.layer, population.x, population.y)
+    scores = anothers.scores("gradient_x_activation")
+    n_neurons = scores.shape[1]
+    removed = stats.points(FRACTIONS, n_neurons)
+    ranking = uninformed(kind, scores, cell, n_cells, generator)
+    orders = [ranking, *RandomControl([ranking], removed, 19, (seed, number, 1)).extend([0], 19, 1)]
+    orders += [np.repeat(generator.permutation(n_neurons)[None], n_cells, axis=0) for _ in range(19)]
+    names = ["names permuted", "shared order"]
+    if n_cells <= MAX_MATCHED_CELLS:  # the permutations are made to suit the first score, which knows the network
+        first = by_other_half(population.scores("gradient_x_activation"), cell, n_cells)
+        orders += RandomControl([first, ranking], removed, 19, (seed, number, 2)).extend([1], 19, 39)
+        names.append("second")
+    parts = [slice(1 + 19 * part, 20 + 19 * part) for part in range(len(names))]
+    found = {}
+    for which, (upper, lower) in zip(names, both_tails(population, orders, parts, removed, cell), strict=True):
+        found[which, "all clusters"] = float(upper[-1]), float(lower[-1])
+        if which != "shared order":
+            found[which, "one cluster"] = float(upper[0]), float(lower[0])
+    return found
+
+
+def agreement(population: Population, n: int) -> Row:
+    """Whether the public API has the same p-values as plain torch, in both tails of all rows."""
+    settings, same = AblationFaithfulness(n_random=19, fractions=FRACTIONS), 0
+    for seed in range(n):
+        options: dict[str, Any] = {"layer": str(population.layer), "attribution": fresh_noise_of_channels(seed)}
+        found = measured(population.model, [(population.x, population.y)], seed, settings, **options)
+        (one,) = found.importances
+        judged = one.faithfulness
+        assert judged is not None
+        cell = 2 * np.searchsorted(found.clusters.ids, found.sample_cluster) + found.sample_half
+        order = np.argsort(found.sample_index)
+        ranking = np.argsort(-one.half_mean[::-1].transpose(1, 0, 2), axis=-1, kind="stable")
+        ranking = ranking.reshape(-1, ranking.shape[-1])
+        key = (found.seed, crc32(one.removal.where.key.encode()))
+        own = RandomControl([ranking], judged.removed, 19, key).extend([0], 19, 1)
+        ((upper, lower),) = both_tails(population, [ranking, *own], [slice(1, 20)], judged.removed, cell[order])
+        same += np.array_equal(upper, judged.p_value) and np.array_equal(lower, judged.p_value_worse)
+    return rate(f"{population.name}: plain torch and public API agree", same, n, "= 1", lambda low, high: high == 1)
+
+
+def fresh_noise_of_channels(seed: int) -> Callable[[Any], Tensor]:
+    """Random scores of each sample and neuron, or channel."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(batch: Any) -> Tensor:
+        return batch.sum_positions(torch.randn(batch.activation.shape, generator=generator))
+
+    return noise
+
+
+def resampled(n: int, generator: np.random.Generator) -> np.ndarray:
+    """Weights of n units, drawn again 999 times."""
+    return generator.multinomial(n, np.full(n, 1 / n), size=stats.N_REPLICATES) / n
+
+
+def bootstrap_gap(own: np.ndarray, control: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The percentile interval of a gap, expanded as Student's, with samples and orders drawn again."""
+    weights, draws = resampled(len(own), generator), resampled(len(control), generator)
+    return stats.bootstrap_interval(((draws @ control) * weights).sum(1) - weights @ own, len(own))
+
+
+def bootstrap_mean(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The same of a mean."""
+    return stats.bootstrap_interval(resampled(len(values), generator) @ values, len(values))
+
+
+def unseen_populations(quick: bool) -> Iterator[Population]:
+    """None of these was looked at before the distance of the pseudo-samples was chosen (on digits, other networks)."""
+    seed = 5
+    yield trained("wine", nn.SiLU, 32, 2, 15, seed, 1)
+    yield trained("breast cancer", nn.Tanh, 24, 2, 15, seed, 1)
+    yield trained("synthetic, 8 classes", nn.Hardtanh, 40, 2, 15, seed, 1)
+    if quick:
+        return
+    yield trained("wine", nn.Softplus, 24, 2, 30, seed, 3)
+    yield trained("iris", nn.ELU, 16, 2, 30, seed, 1)
+    yield trained("breast cancer", nn.Mish, 20, 3, 8, seed, 3)
+    yield trained("synthetic, 2 classes", nn.ReLU, 48, 2, 15, seed, 1)
+    yield trained("synthetic, 4 classes, rare", nn.Softsign, 32, 3, 10, seed, 3)
+    yield trained("digits", nn.LeakyReLU, 96, 3, 6, seed, 1)
+    yield trained("digits", nn.Sigmoid, 64, 2, 15, seed, 3)
+    yield trained_convolutional(16, 6, seed, 2)
+    yield trained_convolutional(24, 10, seed, 4)
+
+
+def levels(population: Population, name: str, n_draws: int) -> np.ndarray:
+    """Correctness of each sample over the points: without the top neurons, the least important, then random orders."""
+    generator = np.random.default_rng(0)
+    cluster = population.y.numpy()
+    cell, scores = halves(cluster, generator), population.scores(name)
+    ranking = by_other_half(scores, cell, 2 * (int(cluster.max()) + 1))
+    removed = stats.points(AblationFaithfulness.fractions, scores.shape[1])
+    control = RandomControl([ranking], removed, n_draws, (0,))
+    orders = [ranking, ranking[:, ::-1], *control.extend([0], n_draws, 2)]
+    parts = [population.correct(orders[at : at + 50], removed, cell).mean(1) for at in range(0, len(orders), 50)]
+    return np.concatenate(parts)
+
+
 def coverage(quick: bool) -> Iterator[Row]:
-    """How often 95% intervals hold the value of the whole population: all digits, a thousand random orders."""
-    n, n_draws = (200, 200) if quick else (2000, 1000)
-    x, y = data("digits")
+    """How often 95% intervals hold the value of the whole population: all samples, and hundreds of random orders."""
+    n, n_old, n_draws, sizes = (40, 10, 200, (16, 50)) if quick else (500, 100, 1000, (16, 20, 32, 50, 100, 200))
+    hits: dict[tuple[str, int, bool], list[float]] = {}
+    names, repeats = [], {False: n, True: n_old}
+    for population in unseen_populations(quick):
+        tables = {name: levels(population, name, n_draws) for name in ("gradient_x_activation", "gradient")}
+        for name, other in zip(tables, reversed(tables), strict=True):
+            names.append(f"{population.name}, {name}")
+            (own, least), control = tables[name][:2], tables[name][2:]
+            differences = {"srg": least - own, "difference of gaps": tables[other][0] - own}
+            truth = {key: value.mean() for key, value in differences.items()} | {"gap": (control.mean(0) - own).mean()}
+            for size in sizes:
+                for old in (False, True) if size in (20, 50, 100) else (False,):
+                    count = dict.fromkeys(truth, 0)
+                    for seed in range(repeats[old]):
+                        generator = np.random.default_rng([seed, size])
+                        chosen = generator.integers(len(own), size=size)
+                        few = control[generator.choice(len(control), 19, replace=False)][:, chosen]
+                        found = {
+                            "gap": bootstrap_gap(own[chosen], few, generator) if old else gap_interval(own[chosen], few)
+                        }
+                        for key, value in differences.items():
+                            each = value[chosen]
+                            found[key] = bootstrap_mean(each, generator) if old else mean_interval(each)
+                        for key, (low, high) in found.items():
+                            count[key] += int(low - 1e-9 <= truth[key] <= high + 1e-9)
+                    for key, held in count.items():
+                        hits.setdefault((key, size, old), []).append(held / repeats[old])
+    for (key, size, old), shares in sorted(hits.items(), key=lambda item: (item[0][2], item[0][0], item[0][1])):
+        total = repeats[old] * len(shares)
+        worst = int(np.argmin(shares))
+        name = f"{'bootstrap ' if old else ''}interval of {key}, {size} samples, {len(shares)} populations"
+        held = round(sum(shares) * repeats[old])
+        if old and size == 20 and key != "difference of gaps":
+            yield rate(name, held, total, "< .92 (must fail)", lambda low, high: high < 0.92)
+        elif old:
+            yield rate(name, held, total, "stated", lambda low, high: True)
+        else:
+            yield rate(name, held, total, ">= .94", lambda low, high: high >= 0.94)
+        if not old:
+            yield rate(
+                f"  worst: {names[worst]}",
+                round(shares[worst] * repeats[old]),
+                repeats[old],
+                ">= .85",
+                lambda low, high: high >= 0.85,
+            )
+
+
+def coverage_of_lds(quick: bool) -> Iterator[Row]:
+    """How often 95% intervals hold the LDS with hundreds of random orders, of the samples that are drawn."""
+    n, n_draws = (200, 200) if quick else (1000, 1000)
+    x, y = samples("digits")
     model = train(x[:600], y[:600], nn.Tanh, 32, 2, 4, 0)
-    batches = [(x, y)]
     names = ["gradient_x_activation", "gradient"]
-    settings = AblationFaithfulness(
-        n_random=n_draws, fractions=(0.05, 0.1, 0.2, 0.5), max_samples=2000, least_first=True
-    )
+    settings = AblationFaithfulness(n_random=n_draws, fractions=(0.05, 0.1, 0.2, 0.5), max_samples=2000)
     # the outcomes of single samples are not part of the results: they are caught where they are judged
     judges: list[Judge] = []
-    original = Judge.comparisons
+    original, rounds = Judge.comparisons, ablation.rounds
     Judge.comparisons = lambda self: judges.append(self) or original(self)  # type: ignore
-    probe = ProbeSet.from_batches(batches, max_samples=2000)
+    ablation.rounds = lambda n: [n]
+    probe = ProbeSet.from_batches([(x, y)], max_samples=2000)
     found = neuron_importance(model, probe, layers="1", attribution=names, clusters=lambda batch: batch[1] * 0)
     try:
         ablation_faithfulness(model, probe, found, settings)
     finally:
-        Judge.comparisons = original  # type: ignore[method-assign]
+        Judge.comparisons, ablation.rounds = original, rounds  # type: ignore[method-assign]
     (judge,) = judges
-    control, rows = judge.level[judge.orders.control :], judge.members[-1]
-    removed, orders = judge.control.removed, judge.control.orders
-    point = int(np.abs(removed - 0.1 * orders.shape[1]).argmin())
-    masks = np.argsort(orders, axis=1) < removed[point]
-    effects = judge.outcomes.intact_margin - judge.outcomes.margin[judge.orders.control :, point]
+    rows, removed = judge.half_members[0][0], judge.control.removed
     for position, name in enumerate(names):
-        own, least = judge.level[position], judge.level[judge.orders.least[position]]
-        other = judge.level[1 - position]
-        scores = masks @ found["1", name].mean[0]
-        truth = {
-            "gap": float((control[:, rows].mean(0) - own[rows]).mean()),
-            "srg": float((least - own)[rows].mean()),
-            "difference of gaps": float((other - own)[rows].mean()),
-            "lds": float("nan"),  # of the samples that are drawn, with all orders
-        }
+        runs = judge.control.runs(position)
+        n_neurons = found["1", name].removal.n_neurons
+        point = int(np.abs(removed - 0.1 * n_neurons).argmin())
+        every = judge.control.masks(0, int(removed[point]))
+        masks = every[[judge.control.every_run.index(run) for run in runs]]
+        effects = judge.outcomes.intact_margin - judge.outcomes.margin[runs, point]
+        scores = masks @ found["1", name].half_mean[1, 0]
         for size in (20, 50, 200):
-            hits = dict.fromkeys(truth, 0)
+            hits = 0
             for seed in range(n):
                 generator = np.random.default_rng([seed, size])
-                chosen, draws = generator.choice(rows, size), generator.choice(len(control), 19, replace=False)
-                weights = stats.resamples(size, stats.N_REPLICATES, generator)
-                which = generator.integers(19, size=(stats.N_REPLICATES, 19))
-                measured = effects[:, chosen].mean(1)
-                replicates = {
-                    "gap": stats.gap_replicates(own[chosen], control[draws][:, chosen], generator),
-                    "srg": weights @ (least - own)[chosen],
-                    "difference of gaps": weights @ (other - own)[chosen],
-                    "lds": stats.row_correlations(scores[draws][which], measured[draws][which]),
-                }
-                truth["lds"] = float(np.corrcoef(scores, measured)[0, 1])
-                for kind, values in replicates.items():
-                    if kind == "lds":
-                        value = np.array(np.corrcoef(scores[draws], measured[draws])[0, 1])
-                        low, high = stats.correlation_interval(values, value, 19)
-                    else:
-                        low, high = stats.bootstrap_interval(values, size)
-                    hits[kind] += int(low <= truth[kind] <= high)
-            for kind, count in hits.items():
-                yield rate(
-                    f"interval of {kind} of {name}, {size} samples", count, n, ">= .95", lambda low, high: high >= 0.95
-                )
+                chosen, draws = generator.choice(rows, size), generator.choice(n_draws, 19, replace=False)
+                effect = effects[:, chosen].mean(1)
+                truth = float(np.corrcoef(scores, effect)[0, 1])
+                weights = resampled(19, generator)
+                values = stats.weighted_correlations(weights, scores[draws], effect[draws])
+                value = np.array(np.corrcoef(scores[draws], effect[draws])[0, 1])
+                low, high = stats.correlation_interval(values, value, 19)
+                hits += int(low <= truth <= high)
+            yield rate(f"interval of LDS of {name}, {size} samples", hits, n, ">= .95", lambda low, high: high >= 0.95)
 
 
 class Planted(nn.Module):
@@ -326,7 +516,7 @@ def planted(quick: bool) -> Iterator[Row]:
 def stopping(quick: bool) -> Iterator[Row]:
     """Whether a control that stops early decides as the whole one does, and how many orders it makes."""
     n, n_random = (20 if quick else 100), 199
-    x, y = data("digits", 400)
+    x, y = samples("digits", 400)
     model, batches = train(x[:200], y[:200], nn.ReLU, 24, 1, 3, 0), [(x[200:], y[200:])]
     for name in ("random", "gradient_x_activation"):
         same, made = 0, 0
@@ -386,7 +576,7 @@ def unseen(quick: bool) -> Iterator[Row]:
     names = ["gradient_x_activation", "gradient", "random"]
     thorough = AblationFaithfulness(n_random=99 if quick else 999, max_samples=2000)
     for data_set, activation, width, depth in UNSEEN[::4] if quick else UNSEEN:
-        x, y = data(data_set)
+        x, y = samples(data_set)
         half = len(x) // 2
         faithful, random, same = 0, 0, 0
         for seed in seeds:
@@ -412,7 +602,16 @@ def judged_as(results: Results, name: str) -> str:
     return judged.verdict[-1]
 
 
-PARTS: list[Callable[[bool], Iterator[Row]]] = [nulls, discoveries, coverage, planted, stopping, unseen]
+PARTS: list[Callable[[bool], Iterator[Row]]] = [
+    nulls,
+    control,
+    discoveries,
+    coverage,
+    coverage_of_lds,
+    planted,
+    stopping,
+    unseen,
+]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Takes and returns NumPy arrays and plain numbers; knows neither models nor resul
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -14,7 +15,7 @@ from scipy import stats
 from lightning_neuroimp.errors import InvalidArgument
 
 N_REPLICATES = 999
-"""Number of resampled data sets from which an interval is computed."""
+"""Number of resampled data sets from which the interval of a correlation is computed."""
 
 MIN_SPECIFIC = 4
 """Smallest number of clusters with enough assignments to tell specificity from chance."""
@@ -236,52 +237,6 @@ def bootstrap_interval(
     return np.where(np.isnan(replicates).any(0)[..., None], np.nan, np.moveaxis(found, 0, -1))
 
 
-def resamples(
-    n: int,
-    n_replicates: int,
-    generator: np.random.Generator,
-    groups: Int[np.ndarray, " unit"] | None = None,
-) -> Float[np.ndarray, "replicate unit"]:
-    """Draw samples from n units with replacement, and return the units' weights; each row adds up to 1.
-
-    Args:
-        n: number of units.
-        n_replicates: number of samples.
-        generator: of the draws.
-        groups: group of each unit, to draw whole groups (cluster bootstrap); None: each unit by itself.
-    """
-    if groups is not None:
-        group = np.unique(groups, return_inverse=True)[1]
-        weights = resamples(int(group.max()) + 1, n_replicates, generator)[:, group]
-        return weights / weights.sum(1, keepdims=True)
-    drawn = generator.integers(n, size=(n_replicates, n)) + n * np.arange(n_replicates)[:, None]
-    return np.bincount(drawn.reshape(-1), minlength=n_replicates * n).reshape(n_replicates, n) / n
-
-
-def gap_replicates(
-    own: Float[np.ndarray, " sample"],
-    control: Float[np.ndarray, "draw sample"],
-    generator: np.random.Generator,
-    n_replicates: int = N_REPLICATES,
-    groups: Int[np.ndarray, " sample"] | None = None,
-) -> Float[np.ndarray, " replicate"]:
-    """Compute the gap with samples and, independently of them, random orders drawn again.
-
-    Args:
-        own: mean correctness of each sample over the points of the deletion curve.
-        control: mean correctness of each sample in each random order.
-        generator: of the draws.
-        n_replicates: number of gaps.
-        groups: group of each sample, as in `resamples`.
-
-    References:
-        Owen, "The pigeonhole bootstrap", 2007, for two crossed factors.
-    """
-    samples = resamples(len(own), n_replicates, generator, groups)
-    draws = resamples(len(control), n_replicates, generator)
-    return np.einsum("br,rn,bn->b", draws, control, samples, optimize=True) - samples @ own
-
-
 def correlation_interval(
     replicates: Float[np.ndarray, " replicate *statistics"], value: Float[np.ndarray, "*statistics"], n: int
 ) -> Float[np.ndarray, "*statistics 2"]:
@@ -370,26 +325,51 @@ def top_overlap(one: Float[np.ndarray, " neuron"], other: Float[np.ndarray, " ne
     return len(top[0] & top[1]) / len(top[0] | top[1]), chance
 
 
-def false_discovery(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+def false_discovery(
+    p_values: Float[np.ndarray, " test"], method: Literal["bh", "by"] = "bh"
+) -> Float[np.ndarray, " test"]:
     """Return the smallest false discovery rate at which each test is a discovery; NaN where its p-value is NaN.
 
+    Args:
+        p_values: of all tests.
+        method: "bh" (Benjamini-Hochberg) holds the rate where tests are independent or rise together, "by"
+            (Benjamini-Yekutieli), which finds less, however they depend on one another.
+
     References:
-        Benjamini and Hochberg, "Controlling the false discovery rate", 1995.
+        Benjamini and Hochberg, "Controlling the false discovery rate", 1995; Benjamini and Yekutieli, "The control of
+        the false discovery rate in multiple testing under dependency", 2001.
     """
     known = np.isfinite(p_values)
     found = np.full(p_values.shape, np.nan)
     if known.any():
-        found[known] = stats.false_discovery_control(p_values[known])
+        found[known] = stats.false_discovery_control(p_values[known], method=method)
     return found
 
 
-def row_correlations(
-    one: Float[np.ndarray, "row value"], other: Float[np.ndarray, "row value"]
-) -> Float[np.ndarray, " row"]:
-    """Compute Pearson's correlation of each row with the same row of another table; NaN where one does not vary."""
-    one, other = one - one.mean(1, keepdims=True), other - other.mean(1, keepdims=True)
-    norm = np.sqrt((one**2).sum(1) * (other**2).sum(1))
-    return np.divide((one * other).sum(1), norm, out=np.full(len(norm), np.nan), where=norm > 1e-12)
+def weighted_correlations(
+    weights: Num[np.ndarray, "replicate value"], one: Float[np.ndarray, " value"], other: Float[np.ndarray, " value"]
+) -> Float[np.ndarray, " replicate"]:
+    """Compute Pearson's correlation of two rows of values under several weights.
+
+    Args:
+        weights: non-negative, such as how often each value was drawn again.
+        one: values.
+        other: values to correlate them with.
+
+    Returns:
+        One correlation for each row of the weights; NaN where one does not vary.
+
+    >>> weighted_correlations(np.array([[1, 1, 1], [2, 1, 0]]), np.array([0.0, 1, 2]), np.array([0.0, 1, 0])).round(3)
+    array([0., 1.])
+    """
+    one, other = one - one.mean(), other - other.mean()
+    total = weights.sum(1)
+    first, second = weights @ one, weights @ other
+    variances = [weights @ row**2 - mean**2 / total for row, mean in ((one, first), (other, second))]
+    # what is left of a sum of squares by rounding is no variance
+    varies = (variances[0] > 1e-12 * (weights @ one**2)) & (variances[1] > 1e-12 * (weights @ other**2))
+    norm = np.sqrt(np.where(varies, variances[0] * variances[1], 1.0))
+    return np.where(varies, (weights @ (one * other) - first * second / total) / norm, np.nan)
 
 
 def percentiles(replicates: Float[np.ndarray, " replicate"]) -> Float[np.ndarray, "2"]:

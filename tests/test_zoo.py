@@ -59,7 +59,7 @@ def test_windows_and_tokens_in_the_place_of_samples_are_refused(name, shape, unc
     assert row.outcome == "refused", row.says
     assert shape in row.says
     assert "8 samples" in row.says
-    assert "choose a later one" in row.says
+    assert "choose a later layer" in row.says
 
 
 def wrong(name, number, **changes):

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from lightning_neuroimp import statistics
+from lightning_neuroimp.ablation.control import RandomControl
 from lightning_neuroimp.ablation.early_stopping import sequential_gap_p_values
+from lightning_neuroimp.ablation.intervals import gap_interval, mean_interval
 from lightning_neuroimp.ablation.orders import ALTERNATIVES, REFERENCES, RemovalOrders
 from lightning_neuroimp.ablation.outcomes import Outcomes
 from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness
@@ -19,43 +20,6 @@ LDS_FRACTION = 0.1
 """Share of the neurons in the removals from which the linear datamodeling score is computed."""
 
 
-@dataclass(frozen=True)
-class RandomControl:
-    """Hold random orders of a site's neurons, shared by all clusters and halves.
-
-    Attributes:
-        removed: number of removed neurons at each point of the curves.
-        orders: the random orders.
-        n_draws: number of orders that were asked for.
-        seed: of the orders, and of the resampling.
-    """
-
-    removed: Int[np.ndarray, " point"]
-    orders: Int[np.ndarray, "draw neuron"]
-    n_draws: int
-    seed: tuple[int, ...]
-
-    @classmethod
-    def draw(
-        cls, removed: Int[np.ndarray, " point"], n_neurons: int, n_draws: int, seed: Sequence[int]
-    ) -> "RandomControl":
-        """Draw permutations of the neurons.
-
-        Args:
-            removed: number of removed neurons at each point of the curves.
-            n_neurons: at the site.
-            n_draws: number of permutations.
-            seed: of the permutations, and of the resampling.
-        """
-        generator = np.random.default_rng(list(seed))
-        orders = np.stack([generator.permutation(n_neurons) for _ in range(n_draws)])
-        return cls(removed, orders, n_draws, tuple(seed))
-
-    def first(self, made: int) -> "RandomControl":
-        """Return the control as it is after `made` orders."""
-        return RandomControl(self.removed, self.orders[:made], self.n_draws, self.seed)
-
-
 class Judge:
     """Judge the rankings of one site from the outcomes of ablation.
 
@@ -63,10 +27,10 @@ class Judge:
 
     Args:
         importances: the attributions of the site.
-        outcomes: of the orders in `orders`, then of the random control; their groups are cells (2 * cluster + half).
+        outcomes: of the orders in `orders`, and of the random control; their groups are cells (2 * cluster + half).
         orders: the orders of removal before the random control.
-        control: the random orders that were run.
-        sample_group: group of each sample of the outcomes; whole groups are resampled. None: single samples.
+        control: knows the random orders that were run, and which of the outcomes are theirs.
+        sample_group: group of each sample of the outcomes; intervals are over groups. None: over single samples.
 
     Attributes:
         members: rows of the outcomes that belong to each cluster, and last to all of them.
@@ -101,17 +65,18 @@ class Judge:
         self.level = outcomes.correct.mean(1)
         self.accuracy = self._pool(outcomes.correct)
         self.margin = self._pool(outcomes.margin)
-        self._weights: dict[int, Float[np.ndarray, "replicate sample"]] = {}  # of resampled samples, by row
 
-    def decided(self) -> bool:
-        """Tell whether further random orders could not move any p-value across the level of the verdict."""
-        for own in self.orders.own:
+    def undecided(self) -> list[int]:
+        """Return the places of the scores of which a p-value could still move across the level of the verdict."""
+        found = []
+        for position, own in enumerate(self.orders.own):
             for row in range(len(self.members)):
-                curve, control = self.accuracy[own, row], self._control(row)
+                curve, control = self.accuracy[own, row], self._control(position, row)
                 early = sequential_gap_p_values(curve, control, self.control.n_draws)
                 if not np.isnan(curve).any() and None in early:
-                    return False
-        return True
+                    found.append(position)
+                    break
+        return found
 
     def faithfulness(self, position: int) -> Faithfulness:
         """Collect the results of the check of one attribution's ranking.
@@ -120,12 +85,13 @@ class Judge:
             position: place of the attribution among the importances.
         """
         own, references = self.orders.own[position], self.orders.references(position)
-        curve, control = self.accuracy[own], self.accuracy[self.orders.control :]
+        runs = self.control.runs(position)
+        curve, control = self.accuracy[own], self.accuracy[runs]
         least = self.accuracy[self.orders.least[position]] if self.orders.least else None
         greedy = None if self.orders.greedy is None else self.accuracy[self.orders.greedy]
         gap, relative = statistics.gap(curve, control), statistics.relative_gap(curve, control)
         every = range(len(self.members))
-        p_value, p_value_worse = np.array([self._p_values(own, row) for row in every]).T
+        p_value, p_value_worse = np.array([self._p_values(position, row) for row in every]).T
         lds, lds_interval, alternative_interval = self._lds(self.importances[position])
         gain = self._symmetric_gain(position)
         greedy_gap = np.full(len(gap), np.nan) if greedy is None else statistics.gap(greedy, control)
@@ -137,7 +103,7 @@ class Judge:
             accuracy=curve,
             margin=self.margin[own],
             random_accuracy=control,
-            random_margin=self.margin[self.orders.control :],
+            random_margin=self.margin[runs],
             references=REFERENCES,
             reference_accuracy=self.accuracy[references],
             gap=gap,
@@ -155,7 +121,7 @@ class Judge:
             alternatives=ALTERNATIVES,
             alternative_lds=lds[1:],
             alternative_interval=alternative_interval,
-            gap_interval=np.stack([self._gap_interval(own, rows) for rows in self.members]),
+            gap_interval=np.stack([self._gap_interval(position, rows) for rows in self.members]),
             lds_interval=lds_interval,
             least_accuracy=least,
             srg=gain[0],
@@ -199,13 +165,13 @@ class Judge:
         together = np.asarray(statistics.weighted_mean(np.moveaxis(table, 0, -1), self.size))
         return np.moveaxis(np.concatenate([table, together[None]]), 0, min(1, values.ndim - 1))
 
-    def _control(self, row: int) -> Float[np.ndarray, "draw point"]:
-        """Return the accuracies of the random control in one row of the tables."""
-        return self.accuracy[self.orders.control :, row]
+    def _control(self, position: int, row: int) -> Float[np.ndarray, "draw point"]:
+        """Return the accuracies of a score's random control in one row of the tables."""
+        return self.accuracy[self.control.runs(position), row]
 
-    def _p_values(self, own: int, row: int) -> tuple[float, float]:
+    def _p_values(self, position: int, row: int) -> tuple[float, float]:
         """Return both p-values of a gap in one row; sequential ones if the control stopped early."""
-        curve, control = self.accuracy[own, row], self._control(row)
+        curve, control = self.accuracy[self.orders.own[position], row], self._control(position, row)
         if len(control) == self.control.n_draws:
             upper, lower = statistics.gap_p_values(curve, control)
             return float(upper), float(lower)
@@ -221,18 +187,10 @@ class Judge:
         """Return the groups of some samples; None without groups."""
         return None if self.sample_group is None else self.sample_group[rows]
 
-    def _n_units(self, rows: Int[np.ndarray, " row"]) -> int:
-        """Count the units of resampling among some samples: groups if there are any, otherwise samples."""
-        return len(rows) if self.sample_group is None else len(np.unique(self.sample_group[rows]))
-
-    def _gap_interval(self, order: int, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, "2"]:
-        """Compute the 95% interval of an order's gap over some samples; NaN with fewer than two."""
-        if len(rows) < 2:
-            return np.full(2, np.nan)
-        control = self.level[self.orders.control :, rows]
-        groups = self._groups(rows)
-        replicates = statistics.gap_replicates(self.level[order, rows], control, self._generator(1), groups=groups)
-        return statistics.bootstrap_interval(replicates, self._n_units(rows))
+    def _gap_interval(self, position: int, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, "2"]:
+        """Compute the 95% interval of a score's gap over some samples; NaN with fewer than two."""
+        control = self.level[self.control.runs(position)][:, rows]
+        return gap_interval(self.level[self.orders.own[position], rows], control, self._groups(rows))
 
     def _symmetric_gain(self, position: int) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row 2"]]:
         """Compute the symmetric relevance gain and its 95% interval; NaN if the least important were not removed."""
@@ -248,19 +206,8 @@ class Judge:
         difference = self.level[list(orders)] - self.level[other]  # (order, sample)
         empty = np.full(len(difference), np.nan)
         value = [difference[:, rows].mean(1) if len(rows) else empty for rows in self.members]
-        interval = [self._mean_intervals(difference, row) for row in range(len(self.members))]
+        interval = [mean_interval(difference[:, rows], self._groups(rows)) for rows in self.members]
         return np.stack(value, 1), np.stack(interval, 1)
-
-    def _mean_intervals(self, values: Float[np.ndarray, "order sample"], row: int) -> Float[np.ndarray, "order 2"]:
-        """Compute the 95% intervals of means over the samples of a row; NaN with fewer than two samples."""
-        rows = self.members[row]
-        if len(rows) < 2:
-            return np.full((len(values), 2), np.nan)
-        if row not in self._weights:  # the same samples are drawn for all that is compared
-            self._weights[row] = statistics.resamples(
-                len(rows), statistics.N_REPLICATES, self._generator(2), self._groups(rows)
-            )
-        return statistics.bootstrap_interval(self._weights[row] @ values[:, rows].T, self._n_units(rows))
 
     def _lds(
         self, importance: Importance
@@ -271,7 +218,6 @@ class Judge:
             Those of the scores and then of each alternative; the 95% interval of the scores' own; and the 95%
             intervals of the alternatives' lead over it.
         """
-        n_masks = len(self.control.orders)
         value, replicates = self._lds_of_halves(importance)
         both = np.ones(2)
         value = np.asarray(statistics.weighted_mean(value, both))  # (score, cluster)
@@ -279,7 +225,7 @@ class Judge:
         value = np.concatenate([value, np.asarray(statistics.weighted_mean(value, self.size))[:, None]], 1)
         together = np.asarray(statistics.weighted_mean(replicates.swapaxes(1, 2), self.size))
         replicates = np.concatenate([replicates, together[:, None]], 1)  # (score, row, replicate)
-        interval = statistics.correlation_interval(replicates[0].T, value[0], n_masks)
+        interval = statistics.correlation_interval(replicates[0].T, value[0], self.control.made)
         # scores that do not differ predict nothing
         lead = replicates[1:] - np.nan_to_num(replicates[0])
         return value, interval, np.stack([[statistics.percentiles(row) for row in rows] for rows in lead])
@@ -289,16 +235,19 @@ class Judge:
     ) -> tuple[Float[np.ndarray, "score cluster half"], Float[np.ndarray, "score cluster half replicate"]]:
         """Compute linear datamodeling scores of the scores and alternatives in each half of each cluster.
 
-        The masks are the control's orders, cut at the point nearest to 10% of the neurons. Masks are resampled, samples
-        are not: effects on few samples are noisy, and noise draws every correlation towards zero.
+        The masks are the random orders of all scores, cut at the point nearest to 10% of the neurons: in each cell by
+        itself they are as random as any. Draws are resampled, with the masks of all scores in them, as these are alike
+        where scores agree. Samples are not: effects on few samples are noisy, and noise draws every correlation towards
+        zero.
 
         Returns:
-            The values on the masks, and on resampled masks.
+            The values on the masks, and on those of resampled draws.
         """
-        orders, removed = self.control.orders, self.control.removed
-        point = int(np.abs(removed - LDS_FRACTION * orders.shape[1]).argmin())
-        masks: Bool[np.ndarray, "draw neuron"] = np.argsort(orders, axis=1) < removed[point]
-        draws = self._generator(3).integers(len(orders), size=(statistics.N_REPLICATES, len(orders)))
+        removed, runs = self.control.removed, self.control.every_run
+        point = int(np.abs(removed - LDS_FRACTION * importance.removal.n_neurons).argmin())
+        made = self.control.made
+        draws = self._generator(3).integers(made, size=(statistics.N_REPLICATES, made))
+        weights = np.stack([np.bincount(row, minlength=made) for row in draws])[:, self.control.draw_of_run]
         candidates = [
             importance.half_mean,
             importance.half_abs_mean,
@@ -311,13 +260,14 @@ class Judge:
             rows = self.half_members[cluster][half]
             if not len(rows):
                 continue
-            falls = self.outcomes.intact_margin[rows] - self.outcomes.margin[self.orders.control :, point, rows]
+            masks = self.control.masks(2 * cluster + half, int(removed[point]))
+            falls = self.outcomes.intact_margin[rows] - self.outcomes.margin[runs, point][:, rows]
             effects = falls.mean(1)
             for place, candidate in enumerate(candidates):
                 if candidate is None:
                     continue
                 scores = candidate[1 - half, cluster]
                 value[place, cluster, half] = statistics.linear_datamodeling_score(scores, masks, effects)
-                resampled = statistics.row_correlations((masks @ scores)[draws], effects[draws])
+                resampled = statistics.weighted_correlations(weights, masks @ scores, effects)
                 replicates[place, cluster, half] = resampled
         return value, replicates

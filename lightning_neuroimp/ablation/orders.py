@@ -35,7 +35,7 @@ def choose_samples(results: Results, max_samples: int) -> Int[np.ndarray, " chos
 
 @dataclass(frozen=True)
 class RemovalOrders:
-    """Hold the orders of removal at one site, and the number of each kind of order among them.
+    """Hold the orders of removal at one site, and the number of each kind of order among them; random ones come later.
 
     Attributes:
         orders: those before the random control, each with a row per cell.
@@ -52,11 +52,6 @@ class RemovalOrders:
     shared: list[int]
     least: list[int]
     greedy: int | None
-
-    @property
-    def control(self) -> int:
-        """Return the number of the first random order."""
-        return len(self.orders)
 
     def references(self, position: int) -> list[int]:
         """Return the numbers of an attribution's reference rankings, in the order of `REFERENCES`."""

@@ -1,6 +1,6 @@
 """Remove neurons in given orders, and record what becomes of each sample. Knows cells, but no clusters."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +70,7 @@ def ablate_orders(
     """Remove neurons in given orders, those of each cell from its own samples, with all cells in one pass.
 
     Each batch is run once in full, and then from the site on for every set of neurons; sets that several orders share
-    are run once.
+    in a cell are run once.
 
     Args:
         recorder: of the model and the removal.
@@ -83,15 +83,16 @@ def ablate_orders(
     Raises:
         InvalidArgument: if the logits of one batch have several shapes.
     """
-    masks, which = distinct_masks(orders, removed)
-    uses = np.bincount(which, minlength=len(masks))
+    packed = PackedMasks(orders, removed)
     mine: list[tuple[Shaped[np.ndarray, "..."], ...]] = []
     with torch.no_grad():
         for batch, numbers, cells in batches:
             suffix = recorder.record(batch, numbers)
-            table = tabulate(run_masks(suffix, masks, cells, uses, tick))
+            table = tabulate(run_masks(suffix, packed, cells, packed.uses(), tick))
             counted = cells >= 0
-            mine.append((numbers[counted], cells[counted], *(part[:, counted] for part in table)))
+            rows = packed.rows(cells[counted])
+            parts = (np.take_along_axis(part[:, counted], rows, 0) for part in table)
+            mine.append((numbers[counted], cells[counted], *parts))
             del suffix  # before the next batch is recorded
     shares = processes.chain(mine)
     if not shares:
@@ -104,46 +105,71 @@ def ablate_orders(
         np.concatenate([share[part] for share in shares], axis=1)[:, order] for part in range(2, 5)
     )
     shape = (len(orders), len(removed), -1)
-    correct_at, margin_at, predicted_at = (part[1:][which].reshape(shape) for part in (correct, margins, predicted))
+    correct_at, margin_at, predicted_at = (part[1:].reshape(shape) for part in (correct, margins, predicted))
     return Outcomes(sample, cell, correct_at, margin_at, predicted_at, correct[0], margins[0], predicted[0])
 
 
-def distinct_masks(
-    orders: Sequence[Int[np.ndarray, "_ neuron"]], removed: Int[np.ndarray, " point"]
-) -> tuple[list[Bool[np.ndarray, "_ neuron"]], Int[np.ndarray, " pair"]]:
-    """List the distinct sets of neurons that orders remove.
+class PackedMasks:
+    """Hold the sets of neurons that orders remove, for as few passes as the cells allow.
+
+    Each cell has its own list of distinct sets, and pass number i removes the i-th set of every cell: there are as many
+    passes as the cell with most sets needs. One bit is kept for each pass, cell and neuron.
 
     Args:
         orders: neurons to remove, first to last; each order has one row per cell, or one row for all cells.
-        removed: number of removed neurons at each point.
+        removed: number of removed neurons at each point, ascending.
 
-    Returns:
-        The sets as masks, and the number of the mask of each pair of order and point, points running fastest.
-
-    >>> masks, which = distinct_masks([np.array([[0, 1, 2]]), np.array([[1, 0, 2]])], np.array([1, 2]))
-    >>> len(masks), which.tolist()
-    (3, [0, 1, 2, 1])
+    >>> packed = PackedMasks([np.array([[0, 1, 2]]), np.array([[1, 0, 2]])], np.array([1, 2]))
+    >>> [np.flatnonzero(mask).tolist() for mask in packed]
+    [[1], [0], [0, 1]]
+    >>> packed.rows(np.array([0]))[:, 0].tolist()  # intact, then 0; 0 and 1; 1; 1 and 0
+    [0, 2, 3, 1, 3]
     """
-    masks: list[Bool[np.ndarray, "_ neuron"]] = []
-    known: dict[tuple[int, bytes], int] = {}
-    which = []
-    for order in orders:
-        position = np.argsort(order, axis=1)
-        for count in removed.tolist():
-            mask = position < count
-            if (mask == mask[:1]).all():
-                mask = mask[:1]
-            key = (len(mask), np.packbits(mask).tobytes())
-            if key not in known:
-                known[key] = len(masks)
-                masks.append(mask)
-            which.append(known[key])
-    return masks, np.array(which)
+
+    def __init__(self, orders: Sequence[Int[np.ndarray, "_ neuron"]], removed: Int[np.ndarray, " point"]) -> None:
+        self._n_neurons, n_rows = orders[0].shape[1], max(len(order) for order in orders)
+        bits = np.empty((len(orders), len(removed), n_rows, -(-self._n_neurons // 8)), np.uint8)
+        for order, sets in zip(orders, bits, strict=True):
+            mask, before = np.zeros(order.shape, bool), 0
+            for count, at_point in zip(removed.tolist(), sets, strict=True):
+                np.put_along_axis(mask, order[:, before:count], True, axis=1)
+                at_point[:], before = np.packbits(mask, axis=1), count
+        bits = bits.reshape(-1, n_rows, bits.shape[-1])
+        firsts, numbers = [], []
+        for row in range(n_rows):
+            whole = np.ascontiguousarray(bits[:, row]).view(f"V{bits.shape[2]}")[:, 0]
+            _, first, number = np.unique(whole, return_index=True, return_inverse=True)
+            firsts.append(first)
+            numbers.append(number)
+        n_passes = max(map(len, firsts))
+        # a cell that needs no more sets has its first ones again
+        self._passes = np.stack([bits[np.resize(first, n_passes), row] for row, first in enumerate(firsts)], 1)
+        self._numbers = np.stack(numbers, 1)  # of the pass, (pair of order and point, row)
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def __iter__(self) -> Iterator[Bool[np.ndarray, "_ neuron"]]:
+        for bits in self._passes:
+            yield np.unpackbits(bits, axis=1, count=self._n_neurons).astype(bool)
+
+    def uses(self) -> Int[np.ndarray, " pass"]:
+        """Share the pairs of order and point among the passes."""
+        return np.diff(np.arange(len(self) + 1) * len(self._numbers) // len(self))
+
+    def rows(self, cells: Int[np.ndarray, " sample"]) -> Int[np.ndarray, "pair sample"]:
+        """Return the rows of a table of outcomes that hold each sample's: intact first, then for each order and point.
+
+        Args:
+            cells: cell of each sample. The table's first row is the intact one, the others are the passes.
+        """
+        numbers = self._numbers[:, cells if self._numbers.shape[1] > 1 else np.zeros_like(cells)]
+        return np.concatenate([np.zeros((1, len(cells)), np.int64), 1 + numbers])
 
 
 def run_masks(
     suffix: Suffix,
-    masks: Sequence[Bool[np.ndarray, "_ neuron"]],
+    masks: Collection[Bool[np.ndarray, "_ neuron"]] | PackedMasks,
     cells: Int[np.ndarray, " sample"],
     uses: Int[np.ndarray, " mask"] | None = None,
     tick: Callable[[], None] = lambda: None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lightning_neuroimp import _validate, statistics
 from lightning_neuroimp.errors import InvalidArgument
@@ -27,6 +28,9 @@ class AblationFaithfulness:
             the site for every neuron at every fraction.
         specificity: also remove each cluster's top tenth of the neurons from all other clusters.
         randomise: also compute importances with randomised weights, on a copy of the model.
+        false_discovery: how the rates of false discoveries are computed: "bh" (Benjamini-Hochberg) for tests that are
+            independent or rise together, "by" (Benjamini-Yekutieli), which finds less, however they depend on one
+            another.
 
     Raises:
         InvalidArgument: if a setting has no valid value.
@@ -44,6 +48,7 @@ class AblationFaithfulness:
     greedy: bool = False
     specificity: bool = False
     randomise: bool = False
+    false_discovery: Literal["bh", "by"] = "bh"
 
     def __post_init__(self) -> None:
         remedy = "with n random orders no p-value can be below 1 / (n + 1), and the verdict asks for .05"
@@ -52,6 +57,7 @@ class AblationFaithfulness:
             "fractions": self._valid_fractions(),
             "max_samples": _validate.integer("max_samples", self.max_samples, least=1),
             "every_n_epochs": _validate.integer("every_n_epochs", self.every_n_epochs, least=1),
+            "false_discovery": _validate.choice("false_discovery", self.false_discovery, ("bh", "by")),
         }
         if self.max_overhead is not None:
             valid["max_overhead"] = _validate.number("max_overhead, where it is not None,", self.max_overhead, above=0)
@@ -72,10 +78,12 @@ class AblationFaithfulness:
         return tuple(_validate.number("each of fractions", fraction, above=0, most=1) for fraction in self.fractions)
 
     def forward_passes(self, n_attributions: int, n_neurons: int | None = None) -> int:
-        """Count the passes over the ablated samples at one site.
+        """Count the passes over the ablated samples at one site, an upper bound.
 
-        One is a full forward pass, all others run what follows the site. With more than 19 random orders there is
-        another full pass for each round of them; `greedy` and `specificity` come on top.
+        One is a full forward pass, all others run what follows the site; sets of neurons that several rankings or
+        random orders have in common in a cluster's half are run once. Each score has a random control of its own;
+        scores with equal rankings share one. With more than 19 random orders there is another full pass for each round
+        of them; `greedy` and `specificity` come on top.
 
         Args:
             n_attributions: number of scores.
@@ -83,4 +91,4 @@ class AblationFaithfulness:
         """
         n_points = len(self.fractions) if n_neurons is None else len(statistics.points(self.fractions, n_neurons))
         n_rankings = (3 if self.least_first else 2) * n_attributions + 1
-        return 1 + n_points * (self.n_random + n_rankings)
+        return 1 + n_points * (self.n_random * n_attributions + n_rankings)

@@ -118,9 +118,9 @@ def remove(
             gone = gone & along_positions(positions, removal.axis)
         return torch.where(gone, value, activation, out=result)
     # choosing by bits is as exact, and on a CPU five times faster
-    keep = along_axis(channels.to(whole) - 1, removal.axis, activation.ndim)  # all bits set where a neuron stays
+    keep = along_axis(channels.to(whole).sub_(1), removal.axis, activation.ndim)  # all bits set where a neuron stays
     if positions is not None:
-        keep = keep | along_positions(positions.to(whole) - 1, removal.axis)
+        keep = keep | along_positions(positions.to(whole).sub_(1), removal.axis)
     chosen = result.view(whole)
     torch.bitwise_and(activation.view(whole), keep, out=chosen)
     if batch_removal.donated is not None or removal.baseline_value.any():

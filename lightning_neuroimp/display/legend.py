@@ -28,15 +28,15 @@ def legend(results: Results) -> Terms:
         "and removed on the other."
     )
     p_value = (
-        f"fraction of the {n_draws} random orders (counting the ranking itself) whose gap is at least as large "
-        f"(smallest possible: {1 / (n_draws + 1):.2g})."
+        "fraction of the random orders (counting the ranking itself) whose gap is at least as large; a random order is "
+        f"the ranking of every cluster with the names of the neurons permuted. {_resolution(n_draws)}"
     )
     return Terms(
         (
             ("gap", gap),
             ("p", p_value),
             ("q", _discoveries(checked)),
-            ("95% interval", "samples and random orders are resampled, the rankings stay fixed."),
+            ("95% interval", "over the samples (or their groups) and the random orders; the rankings stay fixed."),
             (
                 Verdict.FAITHFUL,
                 f"p <= {LEVEL:g} and a gap of at least {WEAK:.0%} of the accuracy left by random removal.",
@@ -47,6 +47,13 @@ def legend(results: Results) -> Terms:
             (Verdict.TOO_FEW, f"fewer than {MIN_HALF} ablated samples in a half of the cluster."),
         )
     )
+
+
+def _resolution(n_draws: int) -> str:
+    """Say how small a p-value the random orders allow, and how many more would allow a smaller one."""
+    text = f"{n_draws} random orders: the smallest possible p is {1 / (n_draws + 1):.2g}"
+    more = next((number for number in (99, 999) if number > n_draws), None)
+    return text + (f"; n_random={more} resolves {1 / (more + 1):g}." if more else ".")
 
 
 def _discoveries(checked: list[Faithfulness]) -> str:

@@ -104,7 +104,8 @@ class Faithfulness(Record):
         intact_margin: mean margin with all neurons, in logits.
         accuracy: the deletion curve, most important neurons first.
         margin: its mean margin.
-        random_accuracy: the deletion curve of each random order.
+        random_accuracy: the deletion curve of each random order: the rankings of all clusters and halves themselves,
+            with the names of the neurons permuted, by one permutation in each order.
         random_margin: its mean margin.
         references: keys of the reference rankings: "activation_size" (mean |activation - baseline|) and
             "shared_ranking" (one ranking for all clusters).
@@ -115,7 +116,8 @@ class Faithfulness(Record):
         p_value: fraction of the random orders (counting the ranking itself) whose gap is at least as large.
         p_value_worse: fraction whose gap is at most as large.
         q_value: smallest false discovery rate, over all clusters, sites and attributions of the measurement, at which
-            the cluster's gap is a discovery; NaN in the last row, which is not one of these tests.
+            the cluster's gap is a discovery (Benjamini-Hochberg, or Benjamini-Yekutieli on request); NaN in the last
+            row, which is not one of these tests.
         verdict: whether ablation supports the ranking, a `Verdict` for each row.
         lds: linear datamodeling score: correlation, over random removals of a tenth of the neurons, of the sum of
             their scores with the measured fall of the margin; mean over the halves.
@@ -125,7 +127,8 @@ class Faithfulness(Record):
             "activation_size" and "first_order", the effect of removal to first order.
         alternative_lds: their LDS.
         alternative_interval: 95% interval of (LDS of each alternative - LDS), over the random orders.
-        gap_interval: 95% interval of the gap, with samples and random orders drawn again and the rankings fixed.
+        gap_interval: 95% interval of the gap, over samples (or groups of them) and random orders, with the rankings
+            fixed.
         lds_interval: 95% interval of the LDS, with random orders drawn again, for the samples that were ablated.
         least_accuracy: deletion curve with the least important neurons first; None where it was not asked for.
         srg: symmetric relevance gain: mean over the points of (least first - most first).

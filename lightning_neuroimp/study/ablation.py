@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -12,9 +12,10 @@ from jaxtyping import Int
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from lightning_neuroimp.ablation.control import RandomControl
 from lightning_neuroimp.ablation.early_stopping import rounds
 from lightning_neuroimp.ablation.greedy import greedy_orders
-from lightning_neuroimp.ablation.judge import LDS_FRACTION, Judge, RandomControl
+from lightning_neuroimp.ablation.judge import LDS_FRACTION, Judge
 from lightning_neuroimp.ablation.orders import choose_samples, plan_orders
 from lightning_neuroimp.ablation.outcomes import CellBatch, Outcomes, ablate_orders
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
@@ -35,6 +36,9 @@ from lightning_neuroimp.statistics import false_discovery, points
 from lightning_neuroimp.study.probing import draw_again
 from lightning_neuroimp.study.same_model import require_same_model
 
+BY_NOTE = "q-values are Benjamini and Yekutieli's, which hold however the tests depend on one another"
+"""Note on results whose q-values are not those of Benjamini and Hochberg."""
+
 
 def ablation_faithfulness(
     model: nn.Module,
@@ -50,7 +54,8 @@ def ablation_faithfulness(
     """Check importances by ablation: does removing the top neurons hurt more than removing random ones?
 
     Neurons are ranked on one half of each cluster and removed on the other, both ways, with the same removal as in the
-    results. The random control shares one order per draw between all clusters and halves.
+    results. The random control is the rankings themselves with the names of the neurons permuted: one permutation a
+    draw, for all clusters and halves.
 
     Args:
         model: the model that the results are of. Left as it was found.
@@ -106,7 +111,7 @@ def measure_faithfulness(
         site: [importance for importance in results.importances if importance.site == site] for site in results.sites
     }
     judged: dict[tuple[str, str], Faithfulness] = {}
-    notes: list[str] = []
+    notes = [BY_NOTE] if settings.false_discovery == "by" else []
     comparisons: list[Comparison] = []
     with check.progress(list(by_site.values())):
         for site, importances in by_site.items():
@@ -119,7 +124,7 @@ def measure_faithfulness(
         for importance in results.importances
     ]
     return results.replace(
-        importances=tuple(_with_discoveries(importances)),
+        importances=tuple(_with_discoveries(importances, settings.false_discovery)),
         seconds={**results.seconds, **subject.seconds},
         notes=(*results.notes, *notes),
         comparisons=tuple(comparisons),
@@ -196,12 +201,14 @@ class _Check:
         notes = []
         if recorder.reason is not None:
             notes.append(f"{removal.site}: each ablation ran the whole network, because {recorder.reason}")
-        made, asked = len(judge.control.orders), self.settings.n_random
-        if made < asked:
-            notes.append(
-                f"{removal.site}: no ranking was ahead of the random orders any more after {made} of the {asked}: the "
-                "control stopped there"
-            )
+        asked = self.settings.n_random
+        for place, importance in enumerate(importances):
+            made = len(judge.control.runs(place))
+            if made < asked:
+                notes.append(
+                    f"{removal.site}: no ranking of {importance.attribution} was ahead of the random orders any more "
+                    f"after {made} of the {asked}: its control stopped there"
+                )
         return _SiteOutcome(judged, comparisons, notes)
 
     def _batches(self) -> Iterator[CellBatch]:
@@ -219,30 +226,27 @@ class _Check:
         removal, settings, results = importances[0].removal, self.settings, self.results
         removed = points(settings.fractions, removal.n_neurons)
         seed = (results.seed, crc32(removal.where.key.encode()))
-        control = RandomControl.draw(removed, removal.n_neurons, settings.n_random, seed)
         greedy = None
         if settings.greedy:
             n_cells, processes = 2 * len(results.clusters.ids), self.subject.processes
             greedy = greedy_orders(recorder, self._batches(), removed, n_cells, processes=processes)
         planned = plan_orders(importances, settings, greedy)
-        totals = rounds(settings.n_random)
-        made, later = totals[0], totals[1:]
-        outcomes = self._first_round(recorder, [*planned.orders, *control.orders[:made, None]], removed)
-        judge = Judge(importances, outcomes, planned, control.first(made), self._groups(outcomes))
+        control = RandomControl([planned.orders[own] for own in planned.own], removed, settings.n_random, seed)
+        first, *later = rounds(settings.n_random)
+        orders = [*planned.orders, *control.extend(range(len(importances)), first, len(planned.orders))]
+        outcomes = self._first_round(recorder, orders, removed)
+        judge = Judge(importances, outcomes, planned, control, self._groups(outcomes))
         for total in later:
-            if judge.decided():
+            undecided = judge.undecided()
+            if not undecided:
                 break
-            outcomes = outcomes.joined(self._ablate(recorder, list(control.orders[made:total, None]), removed))
-            made = total
-            judge = Judge(importances, outcomes, planned, control.first(made), self._groups(outcomes))
+            more = control.extend(undecided, total, len(outcomes.correct))
+            outcomes = outcomes.joined(self._ablate(recorder, more, removed))
+            judge = Judge(importances, outcomes, planned, control, self._groups(outcomes))
         return judge
 
     def _first_round(self, recorder: SuffixRecorder, orders: Sequence[np.ndarray], removed: np.ndarray) -> Outcomes:
-        """Ablate the first orders, and compare the model with the results if asked for.
-
-        Returns:
-            The outcomes, and the number of random orders among the orders.
-        """
+        """Ablate the first orders, and compare the model with the results if asked for."""
         outcomes = self._ablate(recorder, orders, removed)
         # a model that draws random numbers gives other predictions each time: nothing can be compared
         if self._verify and not any(self.subject.processes.gather(recorder.draws_random)):
@@ -265,10 +269,10 @@ class _Check:
         return judge_specificity(importance, outcomes, int(removed[0]), target, classes, results.seed)
 
 
-def _with_discoveries(importances: Sequence[Importance]) -> list[Importance]:
+def _with_discoveries(importances: Sequence[Importance], method: Literal["bh", "by"]) -> list[Importance]:
     """Add false discovery rates, computed over all clusters, sites and attributions together."""
     judged = [importance.faithfulness for importance in importances if importance.faithfulness is not None]
-    q_values = false_discovery(np.concatenate([faithfulness.p_value[:-1] for faithfulness in judged]))
+    q_values = false_discovery(np.concatenate([faithfulness.p_value[:-1] for faithfulness in judged]), method)
     parts = np.split(q_values, np.cumsum([len(faithfulness.p_value) - 1 for faithfulness in judged])[:-1])
     return [
         replace(importance, faithfulness=replace(faithfulness, q_value=np.append(part, np.nan)))

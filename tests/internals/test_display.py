@@ -104,12 +104,29 @@ def test_the_rule_of_the_gap_is_stated(results):
         legend = " ".join(text.split())
         assert "1, 2, 4, 7, 16 of 32 neurons, on 512 samples; neurons are ranked on one half of a cluster" in legend
         assert (
-            "p: fraction of the 19 random orders (counting the ranking itself) whose gap is at least as large "
-            "(smallest possible: 0.05)."
+            "p: fraction of the random orders (counting the ranking itself) whose gap is at least as large; a random "
+            "order is the ranking of every cluster with the names of the neurons permuted. 19 random orders: the "
+            "smallest possible p is 0.05; n_random=99 resolves 0.01."
         ) in legend
         assert "faithful: p <= 0.05 and a gap of at least 5%" in legend
         for verdict in Verdict:
             assert f"{verdict}: " in legend
+
+
+@pytest.mark.parametrize(
+    ("n_draws", "resolution"),
+    [
+        (19, "19 random orders: the smallest possible p is 0.05; n_random=99 resolves 0.01."),
+        (99, "99 random orders: the smallest possible p is 0.01; n_random=999 resolves 0.001."),
+        (999, "999 random orders: the smallest possible p is 0.001."),
+    ],
+)
+def test_the_resolution_of_the_draws_is_stated(results, n_draws, resolution):
+    importances = [
+        dataclasses.replace(one, faithfulness=dataclasses.replace(one.faithfulness, n_draws=n_draws))
+        for one in results.importances
+    ]
+    assert resolution in " ".join(summary(results.replace(importances=tuple(importances))).split())
 
 
 def test_terminal_and_page_say_the_same(results):

@@ -75,9 +75,10 @@ def test_comparisons_pair_the_samples(everything):
     assert [(one.first, one.second) for one in everything.comparisons] == pairs
     for one in everything.comparisons:
         first, second = (everything["1", name].faithfulness for name in (one.first, one.second))
-        # the control is in both gaps, so that it is not in their difference
-        assert one.difference == pytest.approx(first.gap[-1] - second.gap[-1])
-        np.testing.assert_allclose(one.cluster_difference, (first.gap - second.gap)[:-1])
+        # each score has a control of its own, which has no part in the difference
+        expected = (second.accuracy - first.accuracy).mean(1)
+        assert one.difference == pytest.approx(expected[-1])
+        np.testing.assert_allclose(one.cluster_difference, expected[:-1])
         assert one.interval[0] < one.difference < one.interval[1]
     assert everything.comparisons[0].better == "gradient_x_activation"
     same = Attribution("same", lambda batch: batch.activation * batch.gradient)
@@ -97,6 +98,38 @@ def test_discoveries_are_counted_over_clusters_sites_and_scores(small):
     np.testing.assert_allclose(q_values[order], np.minimum(expected, 1))
 
 
+def test_discoveries_under_any_dependence_are_fewer(small):
+    model, data = small
+    results = neuron_importance(model, data, layers=["1", "3"], attribution=["gradient", "random"])
+    usual, by = (
+        ablation_faithfulness(model, data, results, AblationFaithfulness(false_discovery=method))
+        for method in ("bh", "by")
+    )
+    harmonic = sum(1 / k for k in range(1, 41))
+    for one, other in zip(usual.importances, by.importances, strict=True):
+        np.testing.assert_array_equal(one.faithfulness.p_value, other.faithfulness.p_value)
+        expected = np.minimum(one.faithfulness.q_value * harmonic, 1)
+        known = one.faithfulness.q_value[:-1] * harmonic < 1
+        np.testing.assert_allclose(other.faithfulness.q_value[:-1][known], expected[:-1][known])
+        assert (other.faithfulness.q_value[:-1] >= one.faithfulness.q_value[:-1]).all()
+    assert by.notes[-1] == "q-values are Benjamini and Yekutieli's, which hold however the tests depend on one another"
+    assert by.notes[-1] not in usual.notes
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_other_rates_of_false_discoveries_are_refused():
+    with pytest.raises(ValueError, match=r"false_discovery must be 'bh' or 'by', got 'bonferroni'"):
+        AblationFaithfulness(false_discovery="bonferroni")
+
+
+def test_another_score_leaves_the_control_of_the_first_one_as_it_is(small):
+    one, two = (check(small, names) for names in (["gradient"], ["gradient", "activation"]))
+    alone, beside = one["1"].faithfulness, two["1", "gradient"].faithfulness
+    np.testing.assert_array_equal(alone.random_accuracy, beside.random_accuracy)
+    np.testing.assert_array_equal(alone.p_value, beside.p_value)
+    np.testing.assert_allclose(alone.gap_interval, beside.gap_interval)
+
+
 class Blocks(nn.Module):
     """Five classes with two units each, and ten units of no use."""
 
@@ -111,7 +144,7 @@ class Blocks(nn.Module):
 
 def test_specificity_of_planted_blocks():
     y = torch.arange(200) % 5
-    x = torch.cat([nn.functional.one_hot(y, 5).repeat_interleave(2, 1), torch.ones(200, 10)], 1).float()
+    x = torch.cat([nn.functional.one_hot(y, 5).repeat_interleave(2, 1), torch.rand(200, 10)], 1).float()
     results = neuron_importance(Blocks(), [(x, y)], layers="site")
     settings = AblationFaithfulness(specificity=True)
     found = ablation_faithfulness(Blocks(), [(x, y)], results, settings)["site"].faithfulness.specificity
@@ -217,7 +250,8 @@ def test_the_control_stops_where_all_is_decided(attribution, made):
     else:
         n_made = len(judged.random_accuracy)
         assert n_made < 99
-        assert f"1: no ranking was ahead of the random orders any more after {n_made} of the 99" in found.notes[-1]
+        stopped = f"1: no ranking of random was ahead of the random orders any more after {n_made} of the 99"
+        assert stopped in found.notes[-1]
         level = judged.accuracy[0].mean()
         beaten = np.flatnonzero(judged.random_accuracy[:, 0].mean(1) <= level + 1e-9)
         assert judged.p_value[0] == pytest.approx(5 / (beaten[4] + 1))
@@ -244,7 +278,7 @@ def test_what_is_not_asked_for_costs_nothing(small, monkeypatch):
         ablation_faithfulness(model, probe, results, settings)
         # without the one trial of each site
         cost[name] = (runs["all"] - 1) / probe.select(results.sample_index[:512]).count_batches(None)
-    orders = 2 * (19 + 2 * 2 + 1)  # random control, both scores alone and for all clusters, activation size
+    orders = 2 * (2 * 19 + 2 * 2 + 1)  # random controls, both scores alone and for all clusters, activation size
     assert cost[""] <= orders
     assert cost["least_first"] - cost[""] == 2 * 2
     # one set of neurons for each cluster; "random" has the same ones for all

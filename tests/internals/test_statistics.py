@@ -13,12 +13,10 @@ from lightning_neuroimp.results.verdict import verdict
 from lightning_neuroimp.statistics import (
     gap,
     gap_p_values,
-    gap_replicates,
     linear_datamodeling_score,
     points,
     randomisation_p_value,
     relative_gap,
-    resamples,
     weighted_mean,
 )
 
@@ -138,7 +136,7 @@ def test_specificity_of_many_few_and_missing_clusters():
 
 def test_the_interval_of_a_mean_is_students():
     values = RNG.normal(size=12)
-    replicates = statistics.resamples(12, 200_000, np.random.default_rng(0)) @ values
+    replicates = values[np.random.default_rng(0).integers(12, size=(200_000, 12))].mean(1)
     found = statistics.bootstrap_interval(replicates, 12)
     # the bootstrap's spread is that of the population: expanded, it is Student's interval but for skewness
     half = scipy.stats.t.ppf(0.975, 11) * values.std(ddof=1) / np.sqrt(12)
@@ -147,35 +145,29 @@ def test_the_interval_of_a_mean_is_students():
     assert np.isnan(statistics.bootstrap_interval(np.array([1.0, np.nan]), 5)).all()
 
 
-def test_gap_replicates_equal_a_loop():
-    own, control = RNG.random(7), RNG.random((4, 7))
-    found = statistics.gap_replicates(own, control, np.random.default_rng(5), 50)
-    generator = np.random.default_rng(5)
-    samples, draws = generator.integers(7, size=(50, 7)), generator.integers(4, size=(50, 4))
-    for row in range(50):
-        picked, orders = samples[row], draws[row]
-        expected = np.mean([np.mean([control[order, one] for order in orders]) - own[one] for one in picked])
-        assert found[row] == pytest.approx(expected)
-
-
 def test_the_interval_of_a_correlation_is_about_fishers():
     generator = np.random.default_rng(0)
     one = generator.normal(size=400)
     other = one + generator.normal(size=400)
     value = np.corrcoef(one, other)[0, 1]
-    draws = generator.integers(400, size=(4000, 400))
-    found = statistics.correlation_interval(statistics.row_correlations(one[draws], other[draws]), np.array(value), 400)
+    weights = generator.multinomial(400, np.full(400, 1 / 400), size=4000)
+    replicates = statistics.weighted_correlations(weights, one, other)
+    found = statistics.correlation_interval(replicates, np.array(value), 400)
     expected = np.tanh(np.arctanh(value) + np.array([-1.96, 1.96]) / np.sqrt(397))
     np.testing.assert_allclose(found, expected, atol=0.015)
 
 
-def test_correlations_of_rows():
-    one, other = RNG.normal(size=(2, 5, 8))
-    one[3] = 2.0
-    found = statistics.row_correlations(one, other)
-    for row in (0, 1, 2, 4):
-        assert found[row] == pytest.approx(np.corrcoef(one[row], other[row])[0, 1])
+def test_weighted_correlations_are_those_of_repeated_values():
+    one, other = RNG.normal(size=(2, 8))
+    one[:3] = 0.1
+    weights = RNG.integers(0, 4, size=(6, 8))
+    weights[3] = [2, 1, 3, 0, 0, 0, 0, 0]  # three equal values: nothing that varies
+    found = statistics.weighted_correlations(weights, one, other)
+    for row in (0, 1, 2, 4, 5):
+        expected = np.corrcoef(np.repeat(one, weights[row]), np.repeat(other, weights[row]))[0, 1]
+        assert found[row] == pytest.approx(expected)
     assert np.isnan(found[3])
+    np.testing.assert_allclose(statistics.weighted_correlations(weights * 2.5, one, other), found)
 
 
 def test_reliability_is_spearmans_with_browns_correction():
@@ -233,6 +225,18 @@ def test_false_discovery_equals_the_step_up_procedure():
     assert np.isnan(statistics.false_discovery(np.array([np.nan]))).all()
 
 
+def test_benjamini_and_yekutieli_equal_the_step_up_procedure():
+    p_values = np.array([0.001, 0.004, np.nan, 0.03, 0.5, 0.012, 0.9])
+    found = np.delete(statistics.false_discovery(p_values, "by"), 2)
+    known = np.delete(p_values, 2)
+    harmonic = sum(1 / k for k in range(1, 7))
+    for level in (0.01, 0.03, 0.05, 0.1, 0.3, 0.9):
+        passed = [k for k, p in enumerate(np.sort(known), 1) if p <= k / 6 / harmonic * level + 1e-12]
+        threshold = np.sort(known)[max(passed) - 1] if passed else -1
+        np.testing.assert_array_equal(found <= level + 1e-12, known <= threshold)
+    assert (found >= np.delete(statistics.false_discovery(p_values), 2)).all()
+
+
 @given(st.lists(st.booleans(), min_size=99, max_size=99), st.sampled_from([19, 39, 79]))
 def test_stopping_early_decides_as_all_draws_do(exceeded, so_far):
     exceeded = np.array(exceeded)
@@ -252,18 +256,3 @@ def test_besag_and_cliffords_p_value():
     assert sequential_p_value(exceeded[:20], 99) is None
     curve, control = np.array([0.5, 0.5]), np.array([[0.4, 0.4], [0.6, 0.6], [0.5, 0.5]])
     assert sequential_gap_p_values(curve, control, 19) == (1 / 1, 1 / 2)
-
-
-def test_whole_groups_are_drawn_again():
-    rng = np.random.default_rng(0)
-    own, control = rng.random(20), rng.random((9, 20))
-    copies = np.repeat(np.arange(20), 4)
-    alone = gap_replicates(own, control, np.random.default_rng(1), 50)
-    # four copies of each sample tell no more than one
-    grouped = gap_replicates(own[copies], control[:, copies], np.random.default_rng(1), 50, groups=copies * 7)
-    np.testing.assert_allclose(grouped, alone)
-    ungrouped = gap_replicates(own[copies], control[:, copies], np.random.default_rng(1), 50)
-    assert ungrouped.std() < 0.7 * alone.std()
-    uneven = resamples(6, 200, np.random.default_rng(2), np.array([0, 0, 0, 1, 1, 2]))
-    np.testing.assert_allclose(uneven.sum(1), 1)
-    assert (uneven[:, 0] == uneven[:, 2]).all()

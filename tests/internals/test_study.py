@@ -242,8 +242,9 @@ def test_rankings_come_from_the_other_half():
     # the curve is the mean of a right and a wrong half, and the LDS of the two cancel
     assert wrong.gap[-1] < right.gap[-1] * 0.6
     assert abs(wrong.lds[-1]) < abs(right.lds[-1]) / 3
-    # each half's scores were multiplied by -1 or not: only the halves' own LDS changes sign
-    np.testing.assert_array_equal(right.random_accuracy, wrong.random_accuracy)
+    # the control is of the rankings that are judged, which differ
+    assert (right.random_accuracy != wrong.random_accuracy).any()
+    assert right.random_accuracy.mean() == pytest.approx(wrong.random_accuracy.mean(), abs=0.05)
 
 
 def test_halves_are_disjoint_equal_and_stratified_by_correctness():
