@@ -194,6 +194,19 @@ def test_what_depends_on_the_number_of_samples_is_no_mistake(tmp_path):
         assert callback.results.has_faithfulness
 
 
+def test_a_first_batch_without_labels_is_no_mistake(tmp_path):
+    class Ignoring(Classifier):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            x, y = batch
+            self.log("val_loss", nn.functional.cross_entropy(self(x), y.clamp_min(0)))
+
+    x, y = loaders()[1].dataset.tensors
+    data = DataLoader(TensorDataset(x, torch.where(torch.arange(len(y)) < 64, -1, y)), 64)
+    run = trainer(tmp_path, [callback := ours(ignore_index=-1)], max_epochs=1)
+    run.fit(Ignoring(), loaders()[0], data)
+    assert callback.results.has_faithfulness
+
+
 def test_a_doubt_is_a_warning(tmp_path):
     data = DataLoader(TensorDataset(torch.randn(64, 64), torch.arange(64) % 10), 16)
     with pytest.warns(UserWarning, match="tried out on the first batch: the model has 100 classes.*KMeansClusters"):

@@ -16,7 +16,38 @@ FIXED = {"attention_mask": True, "src_key_padding_mask": False, "key_padding_mas
 """Names of token masks that torch and Hugging Face define, and whether they are True for tokens."""
 
 _OTHERS = frozenset(
-    ("special", "mlm", "masked", "loss", "head", "global", "causal", "decoder", "cross", "type", "segment", "position")
+    (
+        "special",
+        "mlm",
+        "masked",
+        "loss",
+        "head",
+        "global",
+        "causal",
+        "decoder",
+        "cross",
+        "type",
+        "segment",
+        "position",
+        "image",
+        "images",
+        "visual",
+        "vision",
+        "video",
+        "prompt",
+        "label",
+        "labels",
+        "target",
+        "targets",
+        "span",
+        "answer",
+        "entity",
+        "edge",
+        "box",
+        "boxes",
+        "pixel",
+        "pixels",
+    )
 )  # words in the names of what is no mask of padding
 
 _TOKENS = frozenset(("valid", "real", "keep", "attend", "attention", "observed", "present"))
@@ -141,7 +172,9 @@ def read_lengths(part: Part, others: Sequence[Tensor]) -> Reading:
         others: the other tensors of the inputs. Those of shape (sample, token, ...) show whether padding comes last.
     """
     lengths = part.tensor.detach()
-    named = any(word.startswith("len") for word in _words(part.name))
+    words = _words(part.name)
+    counts = words & {"n", "num", "number"} and words & {"tokens", "frames", "points", "steps", "words", "nodes"}
+    named = any(word.startswith(("len", "duration")) for word in words) or bool(counts)
     if not named or lengths.ndim != 1 or lengths.is_floating_point() or lengths.is_complex():
         return NOTHING
     inputs = [one for one in others if one.ndim > 1 and len(one) == len(lengths) and not one.is_complex()]
@@ -241,7 +274,8 @@ def _by_name(mask: Tensor, keeps: bool) -> Bool[Tensor, "sample token"]:
 
 
 def _flat(mask: Tensor) -> Tensor | None:
-    """Return a mask of shape (sample, token), also of one with axes of length 1 between them; None for other shapes."""
-    if mask.ndim < 2 or any(size != 1 for size in mask.shape[1:-1]):
+    """Return a mask of shape (sample, token), also of one with further axes of length 1; None for other shapes."""
+    longer = [size for size in mask.shape[1:] if size != 1]
+    if mask.ndim < 2 or len(longer) > 1:
         return None
-    return mask.detach().reshape(mask.shape[0], mask.shape[-1])
+    return mask.detach().reshape(mask.shape[0], longer[0] if longer else 1)

@@ -27,6 +27,10 @@ Stratify = bool | Callable[..., Any]
 """Whether to draw as many samples of each label; or a callable, `batch -> one value per sample`, for other strata."""
 
 
+class EmptyProbeError(InvalidArgument):
+    """Say that no sample was drawn."""
+
+
 class ProbeSampler:
     """Draw a `ProbeSet` from batches that are passed one by one.
 
@@ -168,7 +172,7 @@ class ProbeSampler:
             limit = min(share[1].get(stratum, NO_LIMIT) for share in shares)
             ranked += enumerate(sorted(key for share in shares for key in share[0].get(stratum, []) if key < limit))
         if not ranked:
-            raise InvalidArgument(
+            raise EmptyProbeError(
                 "the stream of batches was empty: there is nothing to draw a probe set from"
                 + (
                     ""

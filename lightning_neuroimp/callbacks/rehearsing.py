@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_neuroimp.batches.probe import ProbeSampler
+from lightning_neuroimp.batches.probe import EmptyProbeError, ProbeSampler
 from lightning_neuroimp.callbacks.collecting import Collector
 from lightning_neuroimp.callbacks.measuring import Measurer
 from lightning_neuroimp.callbacks.options import RunOptions
@@ -72,6 +72,8 @@ class SanityRehearsal:
             with failing_together():
                 probe = collector.close()
             doubts = self._measurer.rehearse(trainer, module, probe)
+        except EmptyProbeError:
+            return  # a first batch without labels says nothing of the others
         except InvalidArgument as error:
             if first:
                 raise MisconfigurationException(f"NeuronImportance {name!r}: {error}{collector.hint()}") from error

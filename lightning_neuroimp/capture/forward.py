@@ -80,7 +80,7 @@ _NO_MISTAKES = (
 
 _MISFITS = re.compile(
     r"\b(shapes?|sizes?|dim|dims|dimensions?|dtypes?|types?|channels?|elements?|expects?|expected|same device|match"
-    r"|broadcast\w*|not implemented for|subscripts?|inputs?|arguments?|tensors?)\b",
+    r"|broadcast\w*|not implemented for|sorted|lengths|subscripts?|inputs?|arguments?|tensors?)\b",
     re.IGNORECASE,
 )
 """What torch says in a RuntimeError where shapes, types or devices do not fit."""

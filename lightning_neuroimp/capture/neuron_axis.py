@@ -43,12 +43,12 @@ _SECOND = (
     nn.PixelShuffle,
     nn.PixelUnshuffle,
     nn.ChannelShuffle,
-    nn.Upsample,
 )
 """Layers whose channels are on axis 1."""
 
-_SECOND_IN = "torch.nn.modules.padding"
-"""Module of more such layers."""
+_HANDED_ON = (nn.Upsample,)
+_HANDED_ON_IN = ("torch.nn.modules.padding", "torch.nn.modules.pooling")
+"""Layers that have no neurons of their own, and their modules: they change positions, whichever axis these are on."""
 
 _ELEMENTWISE_IN = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear")
 """Modules of torch's functions of single values; layers with an axis of their own are told apart before."""
@@ -88,6 +88,7 @@ class AxisTracker:
     def __init__(self) -> None:
         self.layers: list[Layer] = []
         self._calls: dict[int, int] = {}
+        self._contradicted: set[int] = set()
         self._known: deque[tuple[Tensor, int]] = deque(maxlen=_REMEMBERED)
 
     @contextmanager
@@ -95,7 +96,7 @@ class AxisTracker:
         """Follow the model's layers inside this context."""
         with ExitStack() as stack:
             for module in model.modules():
-                if _is_torchs_own(module) and (layer_axis(module) is not None or _is_elementwise(module)):
+                if _is_torchs_own(module) and (layer_axis(module) is not None or _hands_on(module)):
                     # before all other hooks, which may ask for the axis of this output, or replace it
                     stack.callback(module.register_forward_hook(self._note, prepend=True).remove)
             yield
@@ -107,9 +108,14 @@ class AxisTracker:
         if not isinstance(first, Tensor) or first.ndim < 2 or not has_storage(first):
             return
         axis = layer_axis(module)
+        taken = args[0] if args else None
+        found = self._same(taken) if isinstance(taken, Tensor) and taken.ndim == first.ndim else None
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm) and found is not None and axis is not None:
+            self._contradicted.discard(id(module))
+            if found != axis % first.ndim:  # a norm over positions: it counts as the layer before it does
+                self._contradicted.add(id(module))
+                axis = None
         if axis is None:
-            taken = args[0] if args else None
-            found = self._same(taken) if isinstance(taken, Tensor) and taken.ndim == first.ndim else None
             if found is not None:
                 self._known.append((first.detach(), found))
             return
@@ -126,7 +132,7 @@ class AxisTracker:
             tensor: as the model has it, whichever axis the samples are on.
         """
         own = layer_axis(module) if _is_torchs_own(module) else None
-        if own is not None:
+        if own is not None and id(module) not in self._contradicted:
             return own % tensor.ndim
         return self._same(tensor)
 
@@ -244,7 +250,7 @@ def layer_axis(module: nn.Module) -> int | None:
         return 1 if module.num_parameters > 1 else None
     if isinstance(module, _LAST):
         return -1
-    return 1 if isinstance(module, _SECOND) or type(module).__module__ == _SECOND_IN else None
+    return 1 if isinstance(module, _SECOND) and not _hands_on(module) else None
 
 
 def declares_neurons(module: nn.Module) -> bool:
@@ -265,6 +271,7 @@ def _is_torchs_own(module: nn.Module) -> bool:
     return (getattr(type(module).forward, "__module__", None) or "").startswith("torch.nn.")
 
 
-def _is_elementwise(module: nn.Module) -> bool:
-    """Tell whether a layer of torch changes single values only, so that its axes are those of its input."""
-    return type(module).__module__ in _ELEMENTWISE_IN or isinstance(module, nn.LayerNorm | nn.RMSNorm)
+def _hands_on(module: nn.Module) -> bool:
+    """Tell whether a layer of torch changes single values, or positions, only: its axes are those of its input."""
+    places = (*_ELEMENTWISE_IN, *_HANDED_ON_IN)
+    return type(module).__module__ in places or isinstance(module, (*_HANDED_ON, nn.LayerNorm, nn.RMSNorm))

@@ -157,6 +157,17 @@ def look_like_probabilities(logits: Float[Tensor, "sample class"]) -> bool:
     return _made_by(logits) != "other" and _between_0_and_1(logits.detach())
 
 
+def may_be_probabilities(logits: Float[Tensor, "sample class"]) -> bool:
+    """Tell whether all values lie between 0 and 1, unless a product with weights has just made them.
+
+    Args:
+        logits: as `forward_logits` returns them.
+    """
+    products = ("AddmmBackward", "MmBackward", "BmmBackward", "LinearBackward", "ConvolutionBackward")
+    last = "" if logits.grad_fn is None else logits.grad_fn.name()
+    return not last.startswith(products) and _between_0_and_1(logits.detach())
+
+
 def _between_0_and_1(values: Tensor) -> bool:
     """Tell whether the finite values lie between 0 and 1, and some of them inside."""
     finite = values.isfinite()

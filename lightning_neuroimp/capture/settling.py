@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_neuroimp import _compat
 from lightning_neuroimp.capture.hooks import SiteHook
-from lightning_neuroimp.capture.neuron_axis import AxisTracker, Layer, samples_first
+from lightning_neuroimp.capture.neuron_axis import AxisTracker, Layer, layer_axis, samples_first
 from lightning_neuroimp.capture.site_tensor import read_activation
 from lightning_neuroimp.errors import NeuroimpError
 from lightning_neuroimp.site import Site
@@ -56,30 +56,50 @@ class AxisSettler:
             module: whose output it is; None for an input.
             layers: the calls of layers before it, in order.
         """
-        found = None if module is None else self._by_weights(name, module)
-        return self._by_layers(name, layers) if found is None else found
+        by_weights = set() if module is None else self._by_weights(name, module)
+        if module is not None and len(by_weights) == 1 and layer_axis(module) is not None:
+            return by_weights.pop()  # a kind of torch's layer says itself what its weights are for
+        by_layers = self._by_layers(name, layers, by_weights)
+        if by_layers is None:  # what mixes everything has gains and biases of its neurons, as a rule
+            alone = set() if module is None else self._by_weights(name, module, single=True)
+            return alone.pop() if len(alone) == 1 and alone == by_weights else None
+        # weights may be of positions, too: they are not believed against the layers before
+        return by_layers if by_weights <= {by_layers} else None
 
-    def _by_weights(self, name: str, module: nn.Module) -> int | None:
-        """Return the axis along which the entries of a module's own weights are told apart; None if not exactly one."""
+    def _by_weights(self, name: str, module: nn.Module, *, single: bool = False) -> set[int]:
+        """Return the axes along which the entries of a module's own weights are told apart.
+
+        Args:
+            name: of the site.
+            module: whose output it is.
+            single: whether only weights with one axis of more than one entry are tried, such as gains and biases.
+        """
         own = _compat.parameters_of(module)
         weights = [(key, weight) for key, weight in own.items() if weight is not None and weight.is_floating_point()]
+        axes: set[int] = set()
         for key, weight in sorted(weights, key=lambda pair: pair[1].ndim)[:_MOST_WEIGHTS]:
-            axes = set()
+            if single and sum(size > 1 for size in weight.shape) != 1:
+                continue
+            told: set[int] = set()
             for axis, size in enumerate(weight.shape):
                 tried = _tried(size)
                 if len(tried) < 2:
                     continue
                 passes = [_with_weight(self.record, module, key, axis, entry) for entry in tried]
                 separate = _separate([self._difference(name, after) for after in passes])
-                axes.update(separate if len(separate) == 1 and self.clean[name].shape[separate[0]] == size else [])
-            if axes:
-                return axes.pop() if len(axes) == 1 else None
-        return None
+                told.update(separate if len(separate) == 1 and self.clean[name].shape[separate[0]] == size else [])
+            axes |= told if len(told) == 1 else set()  # an embedding of positions that is added tells both axes apart
+        return axes
 
-    def _by_layers(self, name: str, layers: Sequence[Layer]) -> int | None:
+    def _by_layers(self, name: str, layers: Sequence[Layer], weights: set[int]) -> int | None:
         """Return the axis that the layers before a site tell; None if they do not, or two of them tell different ones.
 
         They do where tokens are mixed by a layer whose neurons are tokens.
+
+        Args:
+            name: of the site.
+            layers: the calls of layers before it, in order.
+            weights: axes that the module's own weights tell.
         """
         told: set[int] = set()
         for layer in reversed(layers[-_MOST_LAYERS:]):
@@ -94,25 +114,33 @@ class AxisSettler:
                 told.update(as_many)
             elif as_many:  # one entry of several axes
                 return None
-            elif not told:
-                left = self._what_is_left(name, layer)
+            else:
+                left = self._what_is_left(name, layer, weights)
                 told.update([] if left is None else [left])
         return told.pop() if len(told) == 1 else None
 
-    def _what_is_left(self, name: str, layer: Layer) -> int | None:
+    def _what_is_left(self, name: str, layer: Layer, weights: set[int]) -> int | None:
         """Return the only axis that does not count positions of a layer; None if there are several.
 
         Args:
             name: of the site.
             layer: before the site.
+            weights: axes that the module's own weights tell.
         """
-        left = set(range(1, self.clean[name].ndim))
+        left, sizes = set(range(1, self.clean[name].ndim)), set[int]()
         for axis, size in enumerate(layer.shape):
             if axis != layer.axis and size > 1:
                 ends = (0, size - 1)
                 changes = [self._changes(name, layer, axis, entry) for entry in ends]
-                left -= {*_separate(changes), *_alone(changes, ends, size)}
-        return left.pop() if len(left) == 1 else None
+                found = {*_separate(changes), *_alone(changes, ends, size)}
+                left -= found
+                sizes.update([size] if found else [])
+        if len(left) != 1:
+            return None
+        (axis,) = left
+        # one more axis of as many positions may count the positions that are looked at, as in a map of attention
+        as_many = self.clean[name].ndim == 3 and self.clean[name].shape[axis] in sizes
+        return None if as_many and axis not in weights else axis
 
     def _changes(self, name: str, layer: Layer, axis: int, entry: int) -> list[Tensor]:
         """Return which entries of each axis of a site's tensor change; none of the first, which holds the samples.

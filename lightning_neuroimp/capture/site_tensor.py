@@ -47,8 +47,8 @@ def read_activation(site: Site, module: nn.Module, value: Any, n_samples: int | 
         )
     if not found.is_floating_point():
         raise InvalidArgument(
-            f"{layer} has an {site.side} of integers ({found.dtype}), which have no gradient and no removal; choose a "
-            "later layer"
+            f"{layer} has an {site.side} of {found.dtype}, which is no real floating-point number and has no gradient "
+            "and no removal; choose a later layer"
         )
     axis = site.sample_axis or 0
     if found.ndim <= axis or (n_samples is not None and found.shape[axis] != n_samples):
@@ -154,6 +154,10 @@ def _get(value: Any, path: Path, site: Site, layer: str) -> Any:
     """
     part = value
     for key in path:
+        if isinstance(part, Tensor):
+            raise InvalidArgument(
+                f"{layer} has a tensor as its {site.side}, {describe_shapes(part)}, without items; leave item= out"
+            )
         try:
             part = getattr(part, key) if isinstance(key, str) and not isinstance(part, Mapping) else part[key]
         except (AttributeError, KeyError, IndexError, TypeError) as error:

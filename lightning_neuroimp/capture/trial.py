@@ -1,7 +1,8 @@
 """Try a model out on a few samples before it is measured, to settle by small forward passes what sizes cannot tell.
 
-Two passes, the second with one sample less, show which axis holds the samples, whether samples see each other, and
-whether random numbers are drawn; further passes show which axis holds the neurons where no layer of torch declares it.
+Passes over other numbers of samples, and in another order, show which axis holds the samples, whether samples see each
+other, and whether random numbers are drawn; further ones show which axis holds the neurons where no layer of torch
+declares it.
 """
 
 from collections.abc import Collection
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.batches.stacks import Stack
 from lightning_neuroimp.batches.structure import to_device
+from lightning_neuroimp.capture.changes import change, rounding
 from lightning_neuroimp.capture.hooks import SiteHook
 from lightning_neuroimp.capture.neuron_axis import AxisTracker, Layer, declares_samples, samples_first, unknown_axis
 from lightning_neuroimp.capture.random_states import States, restore
@@ -34,8 +36,6 @@ _MOST_SAMPLES = 6
 
 _MOST_DRAWS = 4
 """Upper bound on the number of passes with other random numbers."""
-
-_NOISE, _HALF_NOISE = 1e-3, 5e-2  # of the logits' standard deviation: what another number of samples may round
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,9 @@ class _Bench:
             rows: of the samples in the stack.
             logits: of a pass before.
         """
-        for _ in range(_MOST_DRAWS if self.drawn else 0):  # a coin may fall on the same side several times
-            spread = _change(logits, self.run(rows, anew=True).logits, 0.0)
+        # a coin may fall on the same side several times; what draws where nobody sees it differs in any pass
+        for draw in range(_MOST_DRAWS if self.drawn else 1):
+            spread = change(logits, self.run(rows, anew=draw > 0 or self.drawn).logits, 0.0 if self.drawn else 1e-3)
             if spread:
                 return spread
         return 0.0
@@ -248,17 +249,38 @@ def settle_sites(subject: Subject, sites: dict[str, Site], declared: Collection[
     spread = bench.spread(rows, first.logits)
     dependence = np.nan
     if not spread and second is not None:
-        common = [place for place, row in enumerate(fewer) if row in rows]
-        places = [int(np.flatnonzero(rows == fewer[place])[0]) for place in common]
-        dependence = _change(first.logits[places], second.logits[common], _rounding(subject.model))
+        dependence = _dependence(bench, (rows, first), (fewer, second), rounding(subject.model))
     return Trial(found, axes, unsettled, dependence, spread)
 
 
-def _rounding(model: nn.Module) -> float:
-    """Return by how much logits may differ where other kernels are taken, as a share of their standard deviation."""
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    half = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    return _HALF_NOISE if half or dtypes & {torch.bfloat16, torch.float16} else _NOISE
+Rows = Int[np.ndarray, " _"]
+
+
+def _dependence(bench: _Bench, first: tuple[Rows, _Pass], second: tuple[Rows, _Pass], noise: float) -> float:
+    """Return how far a sample's logits move with the others in its batch, as `Trial.batch_dependence`.
+
+    What depends on one sample of all, such as the largest value, is seen by the half of them that it is not in.
+
+    Args:
+        bench: runs the model.
+        first: rows and outcome of a pass.
+        second: rows and outcome of one with other samples, in another order.
+        noise: what rounding may change.
+    """
+    rows, before = first
+    others = [second]
+    half = len(rows) // 2
+    for part in [rows[:half], rows[half:]] if half > 1 else []:
+        try:
+            others.append((part, bench.run(part)))
+        except (NeuroimpError, RuntimeError):
+            continue
+    changes = [0.0]
+    for part, after in others:
+        common = [place for place, row in enumerate(part) if row in rows]
+        places = [int(np.flatnonzero(rows == part[place])[0]) for place in common]
+        changes.append(change(before.logits[places], after.logits[common], noise))
+    return float(np.fmax.reduce(changes))
 
 
 def _first_pass(bench: _Bench, n_samples: int, n_rows: int) -> tuple[Int[np.ndarray, " row"], _Pass]:
@@ -288,11 +310,11 @@ def _second_pass(
 ) -> tuple[Int[np.ndarray, " other"], _Pass | None]:
     """Make a pass over another number of samples; None if the model does not take it.
 
-    The sample in the middle is left out: one at an end might leave the others alone that see those before or after it.
-    Never is one sample left, which many models cannot take: then there is one more.
+    One sample is left out, and the order is reversed, so that each has others before and after it. Never is one sample
+    left, which many models cannot take: then there is one more.
     """
     if len(rows) > 2:
-        other = np.delete(rows, len(rows) // 2)
+        other = np.delete(rows, len(rows) // 2)[::-1].copy()
     else:
         other = np.insert(rows, 1, 2 if len(stack.index) > 2 and len(rows) == 2 else 0)
         if len(rows) == 1 and len(stack.index) > 1:
@@ -334,6 +356,12 @@ def _with_sample_axis(site: Site, first: _Pass, second: _Pass | None, declared: 
         return site
     following = [axis for axis in fitting if other.tensor.shape[axis] == len(second.logits)]
     axis = site.sample_axis or 0
+    if not following and other.tensor.shape == tensor.shape:
+        raise InvalidArgument(
+            f"layer {site.name!r} has an {site.side} of shape {tuple(tensor.shape)} that stays the same with another "
+            "number of samples: it holds none of them (positions, or weights), and cannot be explained; choose a later "
+            "layer"
+        )
     if len(following) != 1 or following[0] == axis:
         return site
     if declared:
@@ -351,20 +379,3 @@ def _samples_first(found: _Pass, sites: dict[str, Site]) -> dict[str, Tensor]:
         for name, look in found.seen.items()
         if look.tensor.ndim > (sites[name].sample_axis or 0)
     }
-
-
-def _change(before: Tensor, after: Tensor, noise: float) -> float:
-    """Return the largest change of a logit as a share of the logits' standard deviation.
-
-    Args:
-        before: (sample, class) logits.
-        after: others of the same samples.
-        noise: what rounding may change; up to that, 0 is returned.
-    """
-    before, after = before.double(), after.double()
-    both = before.isfinite() & after.isfinite()
-    if not bool(both.any()):
-        return float("nan")
-    change = float((after - before).abs()[both].max())
-    spread = float(before[both].std(correction=0)) or float(before[both].abs().max()) or 1.0
-    return change / spread if change > noise * spread else 0.0

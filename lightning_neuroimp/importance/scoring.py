@@ -16,7 +16,7 @@ from lightning_neuroimp.capture.embedding import EmbeddingReader
 from lightning_neuroimp.capture.forward import Prediction
 from lightning_neuroimp.capture.gradients import differentiate, no_path
 from lightning_neuroimp.capture.nonlinearity import Nonlinearity, followed_by
-from lightning_neuroimp.capture.outputs import look_like_probabilities
+from lightning_neuroimp.capture.outputs import may_be_probabilities
 from lightning_neuroimp.capture.positions import along_axis, along_positions, chosen_positions, padding_note
 from lightning_neuroimp.capture.removal import BatchRemoval, baseline_of
 from lightning_neuroimp.capture.sample_table import SampleTable, gather_tables
@@ -150,7 +150,7 @@ class ImportancePass:
                 assert samples.half is not None
                 tables.append(samples)
                 self._first = self._first or (walked.batch, samples.index)
-                self._bounded = self._bounded and look_like_probabilities(walked.prediction.logits)
+                self._bounded = self._bounded and may_be_probabilities(walked.prediction.logits)
                 self._score_batch(walked, self._cells.of(samples.cluster, samples.half))
         self._refuse_unconnected()
         return self._gathered(tables)

@@ -169,6 +169,9 @@ DEPENDENT = {
     "attention over samples": lambda: Net(lambda h: torch.softmax(h @ h.T, 1) @ h),
     "the sample before": lambda: Net(lambda h: h + h.roll(1, 0)),
     "a running sum": lambda: Net(lambda h: h.cumsum(0)),
+    "the first sample": lambda: Net(lambda h: h - h[:1]),
+    "the last sample": lambda: Net(lambda h: h - h[-1:]),
+    "the largest value": lambda: Net(lambda h: 5 * h / h.amax()),
 }
 
 

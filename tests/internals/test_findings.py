@@ -572,7 +572,7 @@ def test_a_pass_holds_on_to_nothing_of_the_batches_before():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         measured(model, layers="2", settings=None)
     # weights are saved, too, and stay
-    assert held[-1] == held[4]  # after two passes that settle the axes, and the first batch
+    assert held[-1] == held[7]  # after five passes that settle the axes, and the first batch
 
 
 def test_effects_do_not_decide_which_samples_count():
@@ -606,8 +606,8 @@ def test_they_take_no_pass(tanh):
         results = measured(tanh)
     finally:
         handle.remove()
-    # five batches: once for importance, once for ablation, the trial of replays, and two passes that settle the axes
-    assert len(calls) == 5 + 5 + 1 + 2
+    # five batches: once for importance, once for ablation, the trial of replays, and five that settle the axes
+    assert len(calls) == 5 + 5 + 1 + 5
     assert diagnosis.diagnose(results) == results.findings
 
 

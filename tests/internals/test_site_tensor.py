@@ -88,7 +88,7 @@ def test_samples_on_another_axis_come_first():
         (Site("m", item="c"), {"a": VALUE}, ["no item 'c' in its output, which is {a: Tensor 4 x 3}"]),
         (Site("m", side="input"), Inputs((VALUE, OTHER), {}), ["several tensors as its input", "side='input', item=0"]),
         (Site("m", side="input"), Inputs((), {}), ["has as its input none"]),
-        (Site("m"), torch.arange(4), ["an output of integers (torch.int64)", "choose a later layer"]),
+        (Site("m"), torch.arange(4), ["an output of torch.int64", "choose a later layer"]),
         (
             Site("m"),
             torch.zeros(7, 4, 3),

@@ -113,7 +113,7 @@ class Rearranged(nn.Module):
 REASONS = {
     "twice": ["'twice' is called several times in one forward pass", "or choose a layer that is called once"],
     "pair": ["'pair' (Both) has several tensors as its output, (Tensor 3 x 2, Tensor 3 x 2)", "item=0), or 1"],
-    "index": ["'index' (Index) has an output of integers (torch.int64)", "choose a later layer"],
+    "index": ["'index' (Index) has an output of torch.int64", "choose a later layer"],
     "total": ["'total' has an output of shape (3,)", "no axis of neurons"],
     "unused": ["'unused' was not called in the model's forward pass"],
     "reshaped": ["'reshaped' has no gradient: in no batch", "attribution='leave_one_out'"],

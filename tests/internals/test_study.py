@@ -68,7 +68,7 @@ def test_all_sites_and_scores_share_the_passes(options, forwards, backwards):
     model = Counting(nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 10)))
     data = validation_batches(200)
     neuron_importance(model, data, layers=["inner.0", "inner.1", "inner.3"], **options)
-    trial = 2  # over a few samples, to settle the axes
+    trial = 5  # over a few samples, to settle the axes
     assert model.passes["forward"] == forwards * len(data) + trial
     assert model.passes["backward"] == backwards * len(data)
 
@@ -545,7 +545,7 @@ def test_a_deletion_curve_takes_no_importance_pass(monkeypatch):
     model, data = train(nn.ReLU, width=8, depth=1, epochs=1), validation_batches(100)
     model.register_forward_hook(lambda *args: calls.append(1))
     probe = ProbeSet.from_batches(data)
-    trial = 3  # two over a few samples, which settle the axes, and a random ablation in a full pass
+    trial = 6  # five over a few samples, which settle the axes, and a random ablation in a full pass
     for baseline, survey in (("zero", 0), (0.5, 0), ("mean", 6)):
         calls.clear()
         deletion_curve(model, probe, range(8), layer="1", baseline=baseline)
