@@ -15,7 +15,8 @@ from lightning_neuroimp.results.findings.diagnosis import with_other_logits
 from lightning_neuroimp.results.measurement import Results
 
 _ACCURACY = {"acc", "accuracy"}
-_OTHER = {"train", "training", "token", "tokens", "loss", "std"}  # accuracies of something else, and no accuracies
+_OTHER = {"train", "training", "token", "tokens", "loss", "std", "best", "coarse", "super"}
+"""Words in the names of accuracies of something else, of another epoch, and of what is no accuracy."""
 
 
 class LoggedAccuracy:
@@ -113,6 +114,8 @@ def is_accuracy(key: str, ours: Collection[str] = ()) -> bool:
 
     >>> [is_accuracy(key) for key in ("val/acc", "MulticlassAccuracy", "top1_acc", "top5_acc", "vacc", "val_loss")]
     [True, True, True, False, False, False]
+    >>> [is_accuracy(key) for key in ("val/acc_coarse", "val_best_acc")]
+    [False, False]
     """
     if key.partition("/")[0] in ours:
         return False
