@@ -374,3 +374,28 @@ def test_conditions_survive_a_file(tmp_path):
     results.save(tmp_path / "results.npz")
     loaded = Results.load(tmp_path / "results.npz")
     assert loaded.conditions == results.conditions != Conditions()
+
+
+class Bounded(Net):
+    def __init__(self, outcome):
+        super().__init__(torch.tanh)
+        self.outcome = outcome
+
+    def forward(self, x):
+        return self.outcome(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "bounded"),
+    [
+        (lambda f: 1 - torch.exp(F.logsigmoid(f).clamp_max(-1e-3)), True),
+        (lambda f: 0.5 * (torch.tanh(f) + 1), True),
+        (lambda f: 1 / (1 + torch.exp(-f)), True),
+        (lambda f: f, False),
+        (lambda f: f * 10, False),
+    ],
+)
+def test_outputs_between_0_and_1_are_a_finding(outcome, bounded):
+    results = neuron_importance(Bounded(outcome), data(), layers="encoder")
+    assert results.conditions.bounded_outputs == bounded
+    assert ("bounded-outputs" in {finding.id for finding in results.findings}) == bounded

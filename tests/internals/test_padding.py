@@ -346,3 +346,28 @@ def test_a_mask_of_pairs_of_tokens_is_noted(name, heads):
     assert "not (sample, token)" in reading.doubt
     pictures = {"ids": torch.randn(2, 3, 8, 8), name: torch.randn(2, 4, 8, 8) > 0, "label": torch.zeros(2)}
     assert "(2, 4, 8, 8)" not in tokens_and_doubt(pictures).doubt or name == "attention_mask"
+
+
+WORDS = torch.tensor([[5, 7, 3, 0], [4, 2, 0, 0], [9, 8, 7, 6]])
+WORDS_REAL = WORDS != 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mask", WORDS_REAL[:, :, None]),
+        ("attention_mask", WORDS_REAL[:, :, None].long()),
+        ("n_tokens", WORDS_REAL.sum(1)),
+        ("duration", WORDS_REAL.sum(1)),
+    ],
+)
+def test_masks_with_an_axis_of_one_and_numbers_of_tokens_are_read(name, value):
+    assert torch.equal(find_tokens({"ids": WORDS, name: value, "label": torch.zeros(3)}), WORDS_REAL)
+
+
+@pytest.mark.parametrize("name", ["image_mask", "image_token_mask", "prompt_mask", "label_mask", "span_mask"])
+def test_masks_of_something_else_are_no_padding(name):
+    """Placeholders of pictures are one and the same token, as padding is."""
+    ids = torch.tensor([[1, 1, 5, 7], [1, 1, 4, 2]])
+    reading = tokens_and_doubt({"ids": ids, name: ids == 1, "label": torch.zeros(2)})
+    assert reading.tokens is None

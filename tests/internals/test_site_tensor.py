@@ -291,3 +291,11 @@ def test_samples_shorter_than_a_position_are_told():
     batch = {"x": x, "padding_mask": mask, "label": torch.zeros(12).long()}
     results = neuron_importance(model, [batch], layers=[Site("embed", position=4)])
     assert "embed (position 4): some samples have no position 4; nothing is scored or removed there" in results.notes
+
+
+def test_a_tensor_has_no_items():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with pytest.raises(
+        ValueError, match=r"layer '0' \(Linear\) has a tensor as its output, .* without items; leave item= out"
+    ):
+        neuron_importance(model, class_zero(torch.randn(3, 3)), layers=Site("0", item=0))
