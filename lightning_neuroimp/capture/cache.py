@@ -35,15 +35,25 @@ class ActivationCache:
         sites: what is captured.
         gradients: whether the activations keep the model's graph; otherwise they are detached copies.
         axes: neuron axis of each site for which it is known already.
+        refused: why sites cannot be captured, by site, as far as that is known already; optional ones are skipped.
     """
 
-    def __init__(self, sites: Sequence[Site], *, gradients: bool, axes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        *,
+        gradients: bool,
+        axes: Mapping[str, int] | None = None,
+        refused: Mapping[str, str] | None = None,
+    ) -> None:
         self.sites = {str(site): site for site in sites}
         self.gradients = gradients
         self.outputs: dict[str, Tensor] = {}
         self.axes: dict[str, int] = {}
         self._settled = dict(axes or {})
-        self.skipped: dict[str, str] = {}
+        self.skipped = {
+            name: reason for name, reason in (refused or {}).items() if name in self.sites and self.sites[name].optional
+        }
         self._n_samples = self._n_rows = 0
         self._recording = False
         self._tracker = AxisTracker()

@@ -212,10 +212,8 @@ def settle_sites(subject: Subject, sites: dict[str, Site], declared: Collection[
     if not len(subject.probe):
         return Trial(sites)
     stack = max(subject.probe.stacks, key=lambda stack: len(stack.index))
-    bench, n_samples = (
-        _Bench(subject, sites, stack),
-        min(len(stack.index), subject.batch_size or subject.probe.batch_size),
-    )
+    bench = _Bench(subject, sites, stack)
+    n_samples = min(len(stack.index), subject.batch_size or subject.probe.batch_size)
     rows, first = _first_pass(bench, n_samples, subject.rows(n_samples))
     fewer, second = _second_pass(bench, rows, stack)
     found, axes, unsettled = {}, dict[str, int](), dict[str, str]()
@@ -233,7 +231,7 @@ def settle_sites(subject: Subject, sites: dict[str, Site], declared: Collection[
     for name, look in first.seen.items():
         site = found[name]
         sample_axis, shape = site.sample_axis or 0, look.tensor.shape
-        if site.axis is not None or len(shape) < 2 or len(shape) <= sample_axis:
+        if name in unsettled or site.axis is not None or len(shape) < 2 or len(shape) <= sample_axis:
             continue
         axis: int | None = 1
         if len(shape) > 2:

@@ -1,7 +1,7 @@
 """Make the importance pass: score all sites on every batch, and stream the scores into moments per cell."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from lightning_neuroimp.capture.sample_table import SampleTable, gather_tables
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
 from lightning_neuroimp.capture.targets import MARGIN, Target
+from lightning_neuroimp.capture.trial import Trial
 from lightning_neuroimp.capture.walk import WalkedBatch, walk
 from lightning_neuroimp.clusters.assignment import Assignment
 from lightning_neuroimp.errors import InvalidArgument
@@ -47,9 +48,9 @@ class ScoreRequest:
         target_class: class whose target is explained.
         removal_of: gives the removal at a site from its text, the axis of its channels and their number.
         seed: of scores that draw random numbers.
+        trial: knows the sites' axes, and which sites cannot be explained.
         donors: for the baseline "resample"; None for all others.
         details: whether activations and effects to first order are kept as well, for the results and their findings.
-        axes: neuron axis of each site for which it is known already.
     """
 
     sites: Mapping[str, Site]
@@ -58,9 +59,9 @@ class ScoreRequest:
     target_class: str | int
     removal_of: Callable[[str, int, int], Removal]
     seed: int
+    trial: Trial
     donors: Donors | None = None
     details: bool = True
-    axes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def gradients(self) -> bool:
@@ -116,7 +117,12 @@ class ImportancePass:
 
     def __init__(self, subject: Subject, request: ScoreRequest) -> None:
         self.subject, self.request = subject, request
-        self._cache = ActivationCache(list(request.sites.values()), gradients=request.gradients, axes=request.axes)
+        self._cache = ActivationCache(
+            list(request.sites.values()),
+            gradients=request.gradients,
+            axes=request.trial.axes,
+            refused=request.trial.unsettled,
+        )
         self._cells = Cells()
         self._moments = {
             (name, attribution.name): CellMoments(self._cells)

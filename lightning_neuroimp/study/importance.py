@@ -310,7 +310,7 @@ def score_neurons(
 
     donors = subject.donors(baseline.kind, settings.seed)
     request = ScoreRequest(
-        sites, settings.attributions, target, settings.target_class, removal_of, settings.seed, donors, axes=trial.axes
+        sites, settings.attributions, target, settings.target_class, removal_of, settings.seed, trial, donors
     )
     return ImportancePass(subject, request).run(clustered.assignment, embedding)
 

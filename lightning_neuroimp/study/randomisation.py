@@ -20,6 +20,7 @@ from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.targets import Target, TargetFn
+from lightning_neuroimp.capture.trial import Trial
 from lightning_neuroimp.clusters.assignment import Assignment
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.attributions.registry import Attribution, AttributionFn, resolve_attributions
@@ -160,13 +161,15 @@ def measure_randomisation(
     """
     removals = {importance.site: importance.removal for importance in results.importances}
     first = next(iter(removals.values()))
+    sites = {site: removal.where for site, removal in removals.items()}
     request = ScoreRequest(
-        {site: removal.where for site, removal in removals.items()},
+        sites,
         attributions,
         target,
         first.target_class,
         lambda site, axis, n_channels: removals[site],
         results.seed,
+        Trial(sites, {site: removal.axis for site, removal in removals.items()}),
         subject.donors(first.baseline, results.seed),
         details=False,
     )

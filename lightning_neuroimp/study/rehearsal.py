@@ -58,9 +58,7 @@ def rehearse(subject: Subject, settings: ImportanceSettings) -> Rehearsal:
         target = settings.explained
         return Removal(where, axis, baseline.kind, value, target.name, settings.target_class, target.kind)
 
-    request = ScoreRequest(
-        sites, kept, settings.explained, settings.target_class, removal_of, settings.seed, axes=trial.axes
-    )
+    request = ScoreRequest(sites, kept, settings.explained, settings.target_class, removal_of, settings.seed, trial)
     embedding = EmbeddingReader(subject.model, embedding_layer(settings), trial.axes)
     everybody = Assignment(np.zeros(len(subject.probe), np.int64))
     scores = ImportancePass(subject, request).run(everybody, embedding)

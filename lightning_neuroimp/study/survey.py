@@ -115,7 +115,7 @@ def survey(
         InvalidArgument: if a layer, an output or an embedding cannot be worked with.
         NonFiniteOutputs: if no sample has finite logits, or a site no finite activations.
     """
-    cache = ActivationCache(list(sites.values()), gradients=False, axes=trial.axes)
+    cache = ActivationCache(list(sites.values()), gradients=False, axes=trial.axes, refused=trial.unsettled)
     activations, tables = _MeanActivations(sites), []
     with torch.no_grad():
         for walked in walk(subject, "survey", cache, target_class, embedding, embedding_required=embedding_required):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_neuroimp import Site, list_sites, neuron_importance
+from lightning_neuroimp import Site, list_sites, neuron_importance, weight_randomisation
 from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.subject import Subject
@@ -231,6 +231,13 @@ def test_a_layer_whose_neurons_are_tokens_does_not_settle_channels(n_tokens):
     assert neuron_importance(model, [(x, y)], layers=Site("1", axis=2)).importances[0].removal.n_neurons == 8
 
 
+def test_randomised_weights_keep_the_axis_that_was_settled():
+    torch.manual_seed(0)
+    model, data = image_net(LayerNorm2d(8)).eval(), [(IMAGE, torch.arange(N) % 2)]
+    results = weight_randomisation(model, data, neuron_importance(model, data, layers="1"))
+    assert [each.site for each in results.randomisations] == ["1"]
+
+
 class Scrambled(nn.Module):
     """Mixes everything with everything: nothing can tell what its axes count."""
 
@@ -350,6 +357,10 @@ def test_rows_that_are_no_samples_are_refused(layer, n):
     assert "it holds none of them (positions, or weights)" in str(error.value)
     with pytest.raises(ValueError, match="stays the same"):
         neuron_importance(Positions(n), data, layers=Site(layer, sample_axis=0))
+    for baseline in ("zero", "mean"):  # a glob skips them, and says so
+        results = neuron_importance(Positions(n), data, layers="*", baseline=baseline)
+        assert results.sites == ("head",)
+        assert any(note.startswith(f"{layer}: skipped, layer '{layer}' has an output") for note in results.notes)
 
 
 class Gate(nn.Module):
