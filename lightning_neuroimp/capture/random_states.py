@@ -1,8 +1,7 @@
 """Read and put back the states of the global random generators: Python's, NumPy's, and torch's on each device."""
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -34,23 +33,7 @@ def _numpy_state() -> Any:
     return np.random.get_state()  # noqa: NPY002
 
 
-def same_states(before: States, after: States) -> bool:
-    """Tell whether no random number was drawn between two calls of `random_states`."""
-    return {name: state for name, (state, _) in before.items()} == {name: state for name, (state, _) in after.items()}
-
-
 def restore(states: States) -> None:
     """Put back what `random_states` has returned."""
     for _, put_back in states.values():
         put_back()
-
-
-@contextmanager
-def starting_from(states: States) -> Iterator[None]:
-    """Run what is inside from given states, and put back afterwards what was there before."""
-    before = random_states()
-    restore(states)
-    try:
-        yield
-    finally:
-        restore(before)

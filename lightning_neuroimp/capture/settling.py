@@ -46,7 +46,7 @@ class AxisSettler:
 
     record: Record
     clean: Mapping[str, Tensor]
-    _found: dict[tuple[int, int, int, int], Mapping[str, Tensor]] = field(default_factory=dict)
+    _found: dict[tuple[int, int | str, int, int], Mapping[str, Tensor]] = field(default_factory=dict)
 
     def settle(self, name: str, module: nn.Module | None, layers: Sequence[Layer]) -> int | None:
         """Return the neuron axis of a site, samples first; None if the passes do not settle it.
@@ -85,7 +85,11 @@ class AxisSettler:
                 tried = _tried(size)
                 if len(tried) < 2:
                     continue
-                passes = [_with_weight(self.record, module, key, axis, entry) for entry in tried]
+                for entry in tried:
+                    if (id(module), key, axis, entry) not in self._found:
+                        passed = _with_weight(self.record, module, key, axis, entry)
+                        self._found[id(module), key, axis, entry] = passed
+                passes = [self._found[id(module), key, axis, entry] for entry in tried]
                 separate = _separate([self._difference(name, after) for after in passes])
                 told.update(separate if len(separate) == 1 and self.clean[name].shape[separate[0]] == size else [])
             axes |= told if len(told) == 1 else set()  # an embedding of positions that is added tells both axes apart
