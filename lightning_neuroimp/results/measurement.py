@@ -20,12 +20,12 @@ from lightning_neuroimp.results.consistency import disagreements
 from lightning_neuroimp.results.faithfulness import Comparison
 from lightning_neuroimp.results.findings.finding import Finding
 from lightning_neuroimp.results.importance import Importance
-from lightning_neuroimp.results.older_versions import from_version_4, from_version_5
+from lightning_neuroimp.results.older_versions import from_version_4, from_version_5, from_version_6
 from lightning_neuroimp.results.record import Record
 from lightning_neuroimp.site import Site
 
-FORMAT, VERSION = "lightning_neuroimp.results", 6
-UPGRADES = {4: from_version_4, 5: from_version_5}
+FORMAT, VERSION = "lightning_neuroimp.results", 7
+UPGRADES = {4: from_version_4, 5: from_version_5, 6: from_version_6}
 
 _MOST_LINES = 20  # of a repr
 

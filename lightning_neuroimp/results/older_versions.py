@@ -103,3 +103,7 @@ def from_version_5(results: Node) -> None:
     """Turn a tree of version 5 into one of version 6, which says under which conditions the model was measured."""
     unknown = {"batch_dependence": np.nan, "random_spread": np.nan, "bounded_outputs": False, "flat_sites": ()}
     results.fields["conditions"] = Node("Conditions", unknown)
+
+
+def from_version_6(results: Node) -> None:
+    """Turn a tree of version 6 into one of version 7."""

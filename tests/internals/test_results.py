@@ -83,7 +83,7 @@ def test_the_header_is_strict_json(old, tmp_path):
     odd.save(path)
     with np.load(path, allow_pickle=False) as file:
         header = json.loads(file["header"].tobytes(), parse_constant=refuse)
-    assert (header["format"], header["version"]) == (measurement.FORMAT, 6)
+    assert (header["format"], header["version"]) == (measurement.FORMAT, 7)
     loaded = Results.load(path)
     assert loaded.findings == (finding,)
     assert loaded == odd
@@ -283,10 +283,21 @@ def test_files_of_version_5():
     assert "0 (axis 1), 5 neurons, gradient_x_activation: no better than random" in summary(loaded)
 
 
+def test_files_of_version_6():
+    path = VERSION_4.with_name("results_v6.npz")
+    with np.load(path, allow_pickle=False) as file:
+        assert json.loads(file["header"].tobytes())["version"] == 6
+    loaded = Results.load(path)
+    assert loaded["1"].faithfulness.verdict == ("weak",) * 3
+    assert loaded["1"].faithfulness.lds[-1] > 0.99
+    assert loaded["1", "activation"].faithfulness.specificity is not None
+    assert "1, 8 neurons, gradient_x_activation: weak" in summary(loaded)
+
+
 IMPORTANCE = "results.importances.0"
 JUDGED = f"{IMPORTANCE}.faithfulness"
 HOSTILE = [
-    (put("format", "another"), "holds 'another' of version 6; this version of lightning_neuroimp reads"),
+    (put("format", "another"), "holds 'another' of version 7; this version of lightning_neuroimp reads"),
     (put("version", 99), "of version 99; this version of lightning_neuroimp reads 'lightning_neuroimp.results'"),
     (put("version", 3), "of version 3; this version"),
     (put("version", "5"), "of version '5'"),
@@ -294,7 +305,7 @@ HOSTILE = [
     (put("version", 4), r"cannot be upgraded to version 5 \(KeyError"),
     (put("results", None), "results must be a Results, found None"),
     (put("results", [1]), r"holds \[1\], which stands for nothing"),
-    (put("results", nested(450)), "is not a valid file of version 6: "),
+    (put("results", nested(450)), "is not a valid file of version 7: "),
     (put("results.clusters", {"class": "os.system", "fields": {}}), "clusters must be a ClusterTable, found a 'os"),
     (put("results.clusters", {"class": "ClusterTable", "fields": {}}), "clusters must have the fields of .* found no"),
     (put("results.colour", "red"), "results must have the fields of a Results, found an unknown 'colour'"),
