@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_neuroimp.capture.isolation import undisturbed
     from lightning_neuroimp.capture.listing import list_sites
     from lightning_neuroimp.clusters.kmeans import KMeansClusters
+    from lightning_neuroimp.importance.attributions.path import IntegratedGradients, MaskedGradient
     from lightning_neuroimp.importance.attributions.registry import Attribution
     from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
     from lightning_neuroimp.results.activity import SiteActivity
@@ -49,7 +50,9 @@ __all__ = [
     "Faithfulness",
     "Finding",
     "Importance",
+    "IntegratedGradients",
     "KMeansClusters",
+    "MaskedGradient",
     "NeuronImportance",
     "ProbeSet",
     "Randomisation",
@@ -83,7 +86,9 @@ _HOME = {
     "Faithfulness": "results.faithfulness",
     "Finding": "results.findings.finding",
     "Importance": "results.importance",
+    "IntegratedGradients": "importance.attributions.path",
     "KMeansClusters": "clusters.kmeans",
+    "MaskedGradient": "importance.attributions.path",
     "NeuronImportance": "callbacks.neuron_importance",
     "ProbeSet": "batches.probe",
     "Randomisation": "results.agreement",

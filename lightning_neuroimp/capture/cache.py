@@ -1,6 +1,6 @@
 """Cache the activations of sites in a forward pass, with or without a graph through them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ class ActivationCache:
         gradients: whether the activations keep the model's graph; otherwise they are detached copies.
         axes: neuron axis of each site for which it is known already.
         refused: why sites cannot be captured, by site, as far as that is known already; optional ones are skipped.
+        replace: with `gradients`, a site's text and its activations to those that take their place; None: they stay.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class ActivationCache:
         gradients: bool,
         axes: Mapping[str, int] | None = None,
         refused: Mapping[str, str] | None = None,
+        replace: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
         self.sites = {str(site): site for site in sites}
-        self.gradients = gradients
+        self.gradients, self._replace = gradients, replace
         self.outputs: dict[str, Tensor] = {}
         self.axes: dict[str, int] = {}
         self._settled = dict(axes or {})
@@ -144,6 +146,8 @@ class ActivationCache:
             # a copy: an in-place layer after the site overwrites the original
             self.outputs[name] = tensor.detach().clone()
             return None
+        if self._replace is not None:
+            tensor = self._replace(name, tensor)
         # a leaf only where there is no graph yet: a leaf at every site would cut the graph between them. In any case a
         # new tensor: the one that was found may also be read elsewhere, where removal does not replace it
         if not tensor.requires_grad:

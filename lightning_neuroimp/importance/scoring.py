@@ -28,6 +28,7 @@ from lightning_neuroimp.capture.walk import WalkedBatch, walk
 from lightning_neuroimp.clusters.assignment import Assignment
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.activity import ActivityMoments
+from lightning_neuroimp.importance.attributions.batch_passes import BatchPasses
 from lightning_neuroimp.importance.attributions.first_order import gradient_x_activation
 from lightning_neuroimp.importance.attributions.registry import Attribution
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
@@ -213,6 +214,9 @@ class ImportancePass:
         outputs = dict(self._cache.outputs)
         gradients = self._gradients(walked, outputs) if self.request.gradients else _Gradients({})
         removals = self._batch_removals(walked, outputs)
+        passes = BatchPasses(
+            self.subject, self.request.sites, self._cache.axes, walked.batch, walked.classes, self.request.target
+        )
         for name, output in outputs.items():
             axis = self._cache.axes[name]
             if name not in self._recorders:
@@ -221,6 +225,8 @@ class ImportancePass:
                 self._activities[name] = ActivityMoments(axis, removal.where.group, self._next.get(name))
             suffix = SuffixTarget(self._recorders[name], walked.batch, self.request.target, walked.samples.index)
             batch = self._site_batch(name, output, gradients.of.get(name), removals[name], suffix)
+            passes.site_batches[name] = replace(batch, passes=passes)
+        for name, batch in passes.site_batches.items():
             self._score_site(name, batch, gradients.factor, rows)
 
     def _score_site(

@@ -1,14 +1,12 @@
 """Leave-one-out and path scores: closed forms, Captum, slow twins, how they are batched, what they cost."""
 
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_neuroimp import Attribution, SiteBatch, neuron_importance
-from lightning_neuroimp.importance.attributions.path import integrated_gradients, masked_gradient
+from lightning_neuroimp import Attribution, IntegratedGradients, MaskedGradient, SiteBatch, neuron_importance
 from tests.support.digits import batches, digits
 from tests.support.toys import Function, class_zero
 
@@ -52,7 +50,7 @@ def test_a_sigmoid_that_first_order_scores_do_not_see():  # T5b
     np.testing.assert_allclose(scores(model, data, "leave_one_out")[0], [0.0179, 0.0024], atol=5e-5)
     np.testing.assert_allclose(scores(model, data, "gradient_x_activation")[0], [0.0003, 0.0002], atol=5e-5)
     np.testing.assert_allclose(
-        scores(model, data, Attribution("ig", partial(integrated_gradients, steps=64)))[0], [0.3, 0.2], atol=5e-4
+        scores(model, data, Attribution("ig", IntegratedGradients(steps=64)))[0], [0.3, 0.2], atol=5e-4
     )
 
 
@@ -74,7 +72,7 @@ def test_one_removal_at_a_time_sees_past_a_saturating_unit():  # T6
 def test_integrated_gradients_are_complete():  # T13
     model = nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 6), nn.Softplus(), nn.Linear(6, 4))
     x, y = torch.randn(5, 7), torch.tensor([0, 1, 2, 3, 0])
-    attribution = Attribution("ig", partial(integrated_gradients, steps=64))
+    attribution = Attribution("ig", IntegratedGradients(steps=64))
     found = neuron_importance(model, [(x, y)], layers="1", attribution=attribution)["1"].mean.sum(1)
 
     def margin(h):
@@ -147,7 +145,7 @@ def test_masked_gradients_average_over_removals():
     # of a product each score is 6 where the other neuron is left: in 1 - q of the points, q up to 1/2 or 1
     both = Function(lambda h: h[:, 0] * h[:, 1])
     many = class_zero([[2, 3]] * 20000)
-    whole = Attribution("shapley", partial(masked_gradient, q_max=1.0, steps=64))
+    whole = Attribution("shapley", MaskedGradient(points=64, q_max=1.0))
     results = neuron_importance(
         both, many, layers="site", attribution=["masked_gradient", whole], target="logit", max_samples=20000
     )

@@ -1,11 +1,12 @@
 """Resolve attributions: names, callables and `Attribution`s to validated scores.
 
-To add one, write a function `SiteBatch -> (sample, neuron) scores` in the file of its family in this folder, and add it
-to `ATTRIBUTIONS`.
+To add one, write a function `SiteBatch -> (sample, neuron) scores`, or a `BuiltInScore` if it has options, in the file
+of its family in this folder, and add it to `ATTRIBUTIONS`.
 """
 
+import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from lightning_neuroimp import _validate
 from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.importance.attributions.built_in import BuiltInScore
 from lightning_neuroimp.importance.attributions.control import random
 from lightning_neuroimp.importance.attributions.first_order import activation, gradient, gradient_x_activation
 from lightning_neuroimp.importance.attributions.leave_one_out import leave_one_out
-from lightning_neuroimp.importance.attributions.path import STEPS, integrated_gradients, masked_gradient
+from lightning_neuroimp.importance.attributions.path import IntegratedGradients, MaskedGradient
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 from lightning_neuroimp.site import OWN
 
@@ -77,7 +79,11 @@ def _built_in(score: AttributionFn, *, needs_gradient: bool = False, cost: str =
     return Attribution(name, score, needs_gradient, cost, kind=name)
 
 
-_PATH = f"1 forward pass, and {STEPS} forward and backward passes of what follows the layer"
+def _with_options(score: BuiltInScore) -> Attribution:
+    """Make an attribution of a built-in score that has options."""
+    return Attribution(score.name, score, score.needs_gradient, score.cost, kind=score.kind)
+
+
 _EVERY_NEURON = "1 forward pass, and 1 of what follows the layer for each neuron"
 
 ATTRIBUTIONS = {
@@ -86,8 +92,8 @@ ATTRIBUTIONS = {
         _built_in(gradient, needs_gradient=True),
         _built_in(activation),
         _built_in(gradient_x_activation, needs_gradient=True),
-        _built_in(integrated_gradients, cost=_PATH),
-        _built_in(masked_gradient, cost=_PATH),
+        _with_options(IntegratedGradients()),
+        _with_options(MaskedGradient()),
         _built_in(leave_one_out, cost=_EVERY_NEURON),
         _built_in(random),
     )
@@ -122,6 +128,10 @@ def _resolved(value: Any) -> Attribution:
         return value
     if isinstance(value, str) and value in ATTRIBUTIONS:
         return ATTRIBUTIONS[value]
+    if isinstance(value, BuiltInScore):
+        return _with_options(value)
+    if isinstance(value, str) and value.partition("(")[0] in ATTRIBUTIONS:
+        return _named_with_options(value)
     if callable(value) and not isinstance(value, type):
         return Attribution(getattr(value, "__name__", type(value).__name__), value)
     close = f"; {_validate.closest(value, ATTRIBUTIONS, 'attributions')}" if isinstance(value, str) else ""
@@ -129,3 +139,29 @@ def _resolved(value: Any) -> Attribution:
         f"attribution must be among {sorted(ATTRIBUTIONS)}, or a callable (SiteBatch) -> scores of shape "
         f"(sample, neuron), got {_validate.shown(value, 60)}{close}"
     )
+
+
+def _named_with_options(text: str) -> Attribution:
+    """Return the score that a name with options stands for, such as "masked_gradient(points=2)".
+
+    Raises:
+        InvalidArgument: if the score has no such option, or the text is no name with options.
+    """
+    kind, score = text.partition("(")[0], ATTRIBUTIONS[text.partition("(")[0]].score
+    if not isinstance(score, BuiltInScore):
+        raise InvalidArgument(f"attribution {kind!r} has no options, got {_validate.shown(text, 60)}; pass {kind!r}")
+    options = [each.name for each in fields(score)]
+    example = f"{kind}({options[0]}={getattr(score, options[0])!r})"
+    try:
+        call = ast.parse(text, mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert not call.args
+        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (AssertionError, SyntaxError, ValueError):
+        raise InvalidArgument(
+            f"options of an attribution are written as in {example!r}, got {_validate.shown(text, 60)}"
+        ) from None
+    unknown = [name for name in values if name not in options]
+    if unknown:
+        raise InvalidArgument(f"attribution {kind!r} has the options {options}, got {unknown[0]!r}")
+    return _with_options(type(score)(**values))

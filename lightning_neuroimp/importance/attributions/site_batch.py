@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_neuroimp.capture.positions import along_positions, sum_groups, sum_positions
+from lightning_neuroimp.importance.attributions.batch_passes import BatchPasses
 from lightning_neuroimp.importance.attributions.suffix_target import SuffixTarget
 from lightning_neuroimp.site import Site
 
@@ -32,6 +33,7 @@ class SiteBatch:
         suffix: the target as a function of the site's activations: `suffix.target(activation)`, also for gradients,
             and `suffix.effects(masks)`.
         positions: True at positions that count: unpadded tokens, or the one that the site names; None: all.
+        passes: makes further passes of the whole model over the batch; None outside an importance pass.
     """
 
     where: Site
@@ -43,6 +45,7 @@ class SiteBatch:
     index: Int[np.ndarray, " sample"]
     suffix: SuffixTarget
     positions: Bool[Tensor, " sample *position"] | None = None
+    passes: BatchPasses | None = None
 
     @property
     def site(self) -> str:
