@@ -1,16 +1,17 @@
 """Do the statistics hold what they promise? Each row is a check, with its 99% binomial interval.
 
 Nulls: p-values of rankings that know nothing, over independent repeats with a ranking and a control of their own; the
-control beside one random order for all clusters, on networks whose removals trade classes off; how many false
-discoveries Benjamini-Hochberg lets through. Intervals: how often they hold the truth from 16 samples on, in
-populations on which nothing was tuned, beside the bootstrap. Planted networks, whose important neurons are known: how
-often they are found. Sequential stopping: whether it decides as all draws do, and what it saves. Networks on which no
-rule was tuned: whether the verdicts are right.
+control beside one random order for all clusters, on networks whose removals trade classes off; which verdicts such
+rankings get; how many false discoveries Benjamini-Hochberg lets through. Intervals: how often they hold the truth
+from 16 samples on, in populations on which nothing was tuned, beside the bootstrap. Planted networks, whose important
+neurons are known: how often they are found. Sequential stopping: whether it decides as all draws do, and what it saves.
+Networks on which no rule was tuned: whether the verdicts are right.
 """
 
 import argparse
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from lightning_neuroimp.ablation.control import MAX_MATCHED_CELLS, RandomControl
 from lightning_neuroimp.ablation.intervals import gap_interval, mean_interval
 from lightning_neuroimp.ablation.judge import Judge
 from lightning_neuroimp.results.measurement import Results
+from lightning_neuroimp.results.verdict import LEVEL, MIN_HALF, GapTest, Verdict, verdict
 from lightning_neuroimp.study import ablation
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -278,6 +280,64 @@ def null_tails(
         found[which, "all clusters"] = float(upper[-1]), float(lower[-1])
         if which != "shared order":
             found[which, "one cluster"] = float(upper[0]), float(lower[0])
+    return found
+
+
+def false_verdicts(quick: bool) -> Iterator[Row]:
+    """How often rankings that know nothing get each verdict, and how often both tests of a gap are at .05 or below."""
+    n = 60 if quick else 1000
+    nets = [(built(2, 24, 0), built(2, 24, 1)), (built(4, 32, 0), built(4, 32, 1))]
+    nets += [(small(kind, 0), small(kind, 1)) for kind in ("ReLU", "tanh", "convolutional")]
+    for population, other in nets:
+        for number, kind in enumerate(NULLS):
+            given = Counter[str]()
+            for seed in range(n):
+                for what in judged_null(population, other, number, seed):
+                    given[what] += 1
+            for which in ("accuracy", "margin"):
+                for tail in ("upper", "lower"):
+                    count = given[f"{which}, {tail}"]
+                    name = f"{population.name}: {kind}; {which}, {tail} tail"
+                    yield rate(name, count, n, "<= .05", lambda low, high: low <= 0.05)
+            for verdict_ in Verdict:
+                yield rate(
+                    f"  {population.name}: {kind}; said {verdict_}",
+                    given[verdict_],
+                    n,
+                    "stated",
+                    lambda low, high: True,
+                )
+            wrong = given[Verdict.FAITHFUL] + given[Verdict.WEAK] + given[Verdict.MARGIN_ONLY]
+            name = f"{population.name}: {kind}; any verdict in favour"
+            yield rate(name, wrong, n, "<= .05", lambda low, high: low <= 0.05)
+
+
+def judged_null(population: Population, other: Population, number: int, seed: int) -> list[str]:
+    """The verdict on a ranking that knows nothing, all clusters together, and the tails that are at .05 or below."""
+    generator = np.random.default_rng([seed, number, 7])
+    cluster = population.y.numpy()
+    cell, n_cells = halves(cluster, generator), 2 * (int(cluster.max()) + 1)
+    anothers = Population("", other.model, other.layer, population.x, population.y)
+    scores = anothers.scores("gradient_x_activation")
+    removed = stats.points(FRACTIONS, scores.shape[1])
+    ranking = uninformed(NULLS[number], scores, cell, n_cells, generator)
+    orders = [ranking, *RandomControl([ranking], removed, 19, (seed, number, 8)).extend([0], 19, 1)]
+    correct, margins = (part.mean(2) for part in population.outcomes(orders, removed, cell))  # (order, point)
+    tests = []
+    for part in (correct, margins):
+        upper, lower = stats.gap_p_values(part[0], part[1:])
+        tests.append(GapTest(float(stats.gap(part[0], part[1:])), float(upper), float(lower)))
+    said = verdict(
+        *tests,
+        relative_gap=float(stats.relative_gap(correct[0], correct[1:])),
+        first_order_gap=float("nan"),
+        smallest_half=MIN_HALF,
+        smallest_p_value=0.0,
+    )
+    found = [str(said)]
+    for name, test in zip(("accuracy", "margin"), tests, strict=True):
+        found += [f"{name}, upper"] if test.p_value <= LEVEL + 1e-9 else []
+        found += [f"{name}, lower"] if test.p_value_worse <= LEVEL + 1e-9 else []
     return found
 
 
@@ -605,6 +665,7 @@ def judged_as(results: Results, name: str) -> str:
 PARTS: list[Callable[[bool], Iterator[Row]]] = [
     nulls,
     control,
+    false_verdicts,
     discoveries,
     coverage,
     coverage_of_lds,

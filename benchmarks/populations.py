@@ -51,18 +51,26 @@ class Population:
 
     def correct(self, orders: Sequence[np.ndarray], removed: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Whether each sample is right without the first neurons of its cell's row: (order, point, sample)."""
+        return self.outcomes(orders, removed, cell)[0]
+
+    def outcomes(
+        self, orders: Sequence[np.ndarray], removed: np.ndarray, cell: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Correctness and margin of each sample without the first neurons of its cell's row: (order, point, sample)."""
         h, after = self.activations(), self.model[self.layer + 1 :]
         position = torch.from_numpy(np.stack([np.argsort(order, axis=1) for order in orders]))
         kept = torch.stack([position >= int(count) for count in removed], 1).flatten(0, 1)
         rows, at_once = torch.from_numpy(cell), max(1, MAX_VALUES // h.numel())
-        right = []
+        right, margins = [], []
         with torch.no_grad():
             for part in kept.split(at_once):
                 each = part[:, rows] if part.shape[1] > 1 else part.expand(-1, len(rows), -1)
                 left = h * each.reshape(*each.shape, *[1] * (h.ndim - 2))
                 logits = after(left.flatten(0, 1)).reshape(len(part), len(rows), -1)
                 right.append(logits.argmax(2) == self.y)
-        return torch.cat(right).numpy().reshape(len(orders), len(removed), -1)
+                margins.append(margin(logits.flatten(0, 1), self.y.repeat(len(part))).reshape(len(part), -1))
+        shape = len(orders), len(removed), -1
+        return torch.cat(right).numpy().reshape(shape), torch.cat(margins).double().numpy().reshape(shape)
 
 
 def samples(name: str, n: int | None = None) -> tuple[Tensor, Tensor]:

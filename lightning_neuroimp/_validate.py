@@ -120,6 +120,23 @@ def function(name: str, value: Any, signature: str) -> Callable[..., Any]:
     return value
 
 
+def fractions(value: Any) -> tuple[float, ...]:
+    """Return shares of the neurons of a layer as a tuple.
+
+    Args:
+        value: shares, in any iterable; a list is what YAML and the command line give.
+
+    Raises:
+        InvalidArgument: if there are none, or they are no numbers above 0 and up to 1.
+    """
+    several = not isinstance(value, str) and hasattr(value, "__iter__")
+    if not several or not tuple(value):
+        raise InvalidArgument(
+            f"fractions must be numbers above 0 and up to 1, got {shown(value)}; pass a list such as [0.1, 0.5]"
+        )
+    return tuple(number("each of fractions", fraction, above=0, most=1) for fraction in value)
+
+
 def one_per_sample(values: Any, n_samples: int, of: str) -> list[int | str]:
     """Return what a callable gave for one batch as a list with one integer or string per sample.
 

@@ -27,3 +27,7 @@ class NonFiniteOutputs(NeuroimpError, FloatingPointError):
 
 class MeasurementFailed(NeuroimpError, RuntimeError):
     """Say that a measurement cannot be made, or has not been made yet, although the arguments are valid."""
+
+
+class MissingPackage(NeuroimpError, ImportError):
+    """Say that something needs a package that is not installed, and how to install it."""

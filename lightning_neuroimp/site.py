@@ -108,7 +108,8 @@ class Removal:
     Attributes:
         where: the site.
         axis: axis of the site's tensor, samples first, along which the channels are counted.
-        baseline: kind of the baseline: "zero", "mean", "resample" or "constant".
+        baseline: kind of the baseline: "zero", "mean", "resample", "optimal", "constant" for a number, "vector" for
+            one number per channel, or "reference" for the means on a reference input.
         baseline_value: value that a removed channel is set to, in the unit of the activations; NaN where it is that of
             another sample ("resample"). A neuron is one channel, or a group of them.
         target: name of the scalar that is explained per sample.

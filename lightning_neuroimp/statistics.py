@@ -66,13 +66,16 @@ def relative_gap(
 
 
 def randomisation_p_value(
-    statistic: Float[np.ndarray, "*statistics"], null: Float[np.ndarray, " draw *statistics"]
+    statistic: Float[np.ndarray, "*statistics"],
+    null: Float[np.ndarray, " draw *statistics"],
+    rounding: float = ROUNDING,
 ) -> Float[np.ndarray, "*statistics"]:
     """Compute (1 + draws at least as large as the statistic) / (1 + draws): exact where these are exchangeable.
 
     Args:
         statistic: the observed value.
         null: its value in each random draw.
+        rounding: values that differ by less are equal.
 
     Returns:
         One-sided p-values; NaN where the statistic is NaN.
@@ -83,22 +86,26 @@ def randomisation_p_value(
     >>> float(randomisation_p_value(np.array(3.0), np.array([1.0, 2.0, 3.0, 4.0])))
     0.6
     """
-    share = (1 + (null >= statistic - ROUNDING).sum(0)) / (1 + len(null))
+    share = (1 + (null >= statistic - rounding).sum(0)) / (1 + len(null))
     return np.where(np.isnan(statistic), np.nan, share)
 
 
 def gap_p_values(
-    curve: Float[np.ndarray, "*curves point"], control: Float[np.ndarray, "draw *curves point"]
+    curve: Float[np.ndarray, "*curves point"],
+    control: Float[np.ndarray, "draw *curves point"],
+    rounding: float = ROUNDING,
 ) -> tuple[Float[np.ndarray, "*curves"], Float[np.ndarray, "*curves"]]:
     """Compute two p-values of each gap: that of a ranking no better than random, and that of one no worse.
 
     Args:
         curve: as in `gap`.
         control: as in `gap`.
+        rounding: gaps that differ by less are equal.
     """
     # the control's mean is the same in every gap, so that comparing mean accuracies is comparing gaps
     level, null = -curve.mean(-1), -control.mean(-1)
-    return randomisation_p_value(np.asarray(level), null), randomisation_p_value(np.asarray(-level), -null)
+    better = randomisation_p_value(np.asarray(level), null, rounding)
+    return better, randomisation_p_value(np.asarray(-level), -null, rounding)
 
 
 def linear_datamodeling_score(
@@ -362,6 +369,7 @@ def weighted_correlations(
     >>> weighted_correlations(np.array([[1, 1, 1], [2, 1, 0]]), np.array([0.0, 1, 2]), np.array([0.0, 1, 0])).round(3)
     array([0., 1.])
     """
+    weights = weights.astype(float)  # products of integers are sixty times slower
     one, other = one - one.mean(), other - other.mean()
     total = weights.sum(1)
     first, second = weights @ one, weights @ other

@@ -432,7 +432,7 @@ def test_passes_get_smaller_when_memory_runs_out(tmp_path, kind, message):
     # the rehearsal, and the measurement, each after two passes over few samples
     assert [n_samples for n_samples in seen if n_samples > 6][:4] == [64, 64, 32, 16]
     torch.manual_seed(0)
-    trainer(tmp_path, [small]).fit(Classifier(), *loaders())
+    trainer(tmp_path, [small], max_epochs=1).fit(Classifier(), *loaders())
     assert ours.results["encoder.2"].faithfulness is not None
     assert ours.results["encoder.2"].mean.shape == small.results["encoder.2"].mean.shape
 
@@ -893,6 +893,36 @@ def test_the_command_line_can_set_it(tmp_path, monkeypatch):
     assert ours.layers == "encoder.2"
     assert ours.clusters == KMeansClusters(5)
     assert ours.faithfulness == AblationFaithfulness(n_random=39, fractions=(0.1, 0.5))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("masked_gradient(points=2)", ["masked_gradient(points=2)"]),
+        ("{class_path: lightning_neuroimp.MaskedGradient, init_args: {points: 2}}", ["masked_gradient(points=2)"]),
+        (
+            "[gradient, {class_path: lightning_neuroimp.BlockwiseGradient, init_args: {blocks: 4}}, "
+            "'progressive_gradient(fractions=[.1, .5])']",
+            ["gradient", "blockwise_gradient(blocks=4)", "progressive_gradient(fractions=(0.1, 0.5))"],
+        ),
+        ("[captum.attr.DeepLift, 'shapley(permutations=2)']", ["captum.attr.DeepLift", "shapley(permutations=2)"]),
+    ],
+)
+def test_scores_with_options_in_yaml(tmp_path, monkeypatch, written, names):
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer:\n  logger: false\n  callbacks:\n  - class_path: lightning_neuroimp.NeuronImportance\n"
+        f"    init_args: {{layers: encoder.2, attribution: {written}}}\n"
+    )
+    monkeypatch.setattr("sys.argv", ["program"])
+    arguments = ["--config", str(config)]
+    cli = LightningCLI(Classifier, run=False, args=arguments, save_config_callback=None, seed_everything_default=False)
+    (ours,) = [one for one in cli.trainer.callbacks if type(one).__name__ == "NeuronImportance"]
+    assert [score.name for score in ours._options.settings.attributions] == names
 
 
 def test_header_of_the_results_is_plain_json(tmp_path):

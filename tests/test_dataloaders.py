@@ -1,7 +1,6 @@
 """Several validation loaders: which are drawn from, a note where they are pooled, and a cluster of each."""
 
 import json
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_neuroimp import AblationFaithfulness, NeuronImportance, Results, neuron_importance
 from lightning_neuroimp.batches.numbers import LOADER
 from tests.support.digits import digits
+from tests.support.forked import run_script
 from tests.support.lightning_modules import Classifier, trainer
 
 pytestmark = [
@@ -297,8 +297,8 @@ run.fit(Embedding(), loader(0, 1000, batch_size=64), [loader(1000, 201), loader(
 
 def on_two_processes(tmp_path, options, **more):
     script = SCRIPT.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), options=options, trainer=more)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    done = run_script(script)
+    assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
     return found[0]

@@ -1,11 +1,12 @@
 """Two real processes (gloo): the same scores as one, the same keys on both, failures together."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.forked import run_script
 
 SCRIPT = """
 import json, sys, warnings
@@ -37,15 +38,22 @@ ours = NeuronImportance(
     ["encoder.2"], clusters=KMeansClusters(3), baseline="mean", max_samples=200,
     attribution=SCORES.get(mode, "gradient_x_activation"),
     faithfulness=AblationFaithfulness(max_overhead=None),
-    results_dir={blocked!r} if mode == "write" else {folder!r} + f"/{{processes}}",
+    results_dir={{"write": {blocked!r}, "logger": None}}.get(mode, {folder!r} + f"/{{processes}}"),
 )
+
+class OnlyTheFirstProcessLogs(pl.Callback):
+    def setup(self, trainer, pl_module, stage):
+        trainer.loggers = trainer.loggers if trainer.is_global_zero else []
+
+others = [OnlyTheFirstProcessLogs()] if mode == "logger" else []
+logger = pl.loggers.TensorBoardLogger({folder!r}, name="2") if mode == "logger" else False
 strategy = "auto"
 if processes > 1:
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60), start_method="fork")
 train, val = loaders(n_val=301)
 epochs, sanity = 2 if mode == "mistake" else 1, 2 if mode == "rehearsed" else 0
 run = trainer(
-    {folder!r}, [ours], max_epochs=epochs, strategy=strategy, devices=processes, num_sanity_val_steps=sanity
+    {folder!r}, [*others, ours], max_epochs=epochs, logger=logger, strategy=strategy, devices=processes, num_sanity_val_steps=sanity
 )
 try:
     run.validate(model, val, verbose=False) if mode == "validate" else run.fit(model, train, val)
@@ -59,10 +67,8 @@ print("METRICS" + json.dumps(metrics))
 
 def run(mode, processes, folder):
     script = SCRIPT.format(tests=str(Path(__file__).parents[1]), folder=str(folder), blocked=__file__)
-    done = subprocess.run(
-        [sys.executable, "-c", script, mode, str(processes)], capture_output=True, timeout=240, check=False
-    )
-    output, errors = done.stdout.decode(), done.stderr.decode()
+    done = run_script(script, mode, processes)
+    output, errors = done.stdout, done.stderr
     stops = mode in ("mistake", "rehearsed")
     assert done.returncode == (3 if stops else 0), errors[-3000:] + output[-1000:]
     if stops:
@@ -103,6 +109,15 @@ def test_memory_that_runs_out_on_one_process_makes_smaller_passes_on_all(tmp_pat
     (metrics,), _errors = run("memory", 2, tmp_path)
     assert "neuroimp/encoder.2/gap" in metrics
     assert (tmp_path / "2").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_logger_on_the_first_process_alone(tmp_path):
+    (metrics,), _ = run("logger", 2, tmp_path)
+    assert metrics["neuroimp/measured_epoch"] == 0
+    assert len(list((tmp_path / "2").glob("version_0/neuroimp/neuroimp/*.npz"))) == 1
+    (events,) = (tmp_path / "2").glob("version_0/events*")
+    assert b"neuroimp/encoder.2/deletion_curves" in events.read_bytes()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -3,7 +3,6 @@
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,13 +12,14 @@ import torch
 
 from lightning_neuroimp import neuron_importance
 from tests.support.digits import train, validation_batches
+from tests.support.forked import run_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def test_towers_run_and_count(tmp_path):
-    command = [sys.executable, EXAMPLES / "towers.py", "--seeds", "2", "--classes", "3", "--epochs", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    options = ("--seeds", "2", "--classes", "3", "--epochs", "3")
+    done = run_file(EXAMPLES / "towers.py", *options, folder=tmp_path)
     assert "3 classes, 2 seeds, accuracy" in done.stdout
     for line in ("published: one batch", "mean pre-activation", "baseline mean", "verdict on the last ranking"):
         assert line in done.stdout
@@ -39,8 +39,8 @@ def test_the_mean_baseline_names_the_middle_tower_in_every_class(n_classes):
 def test_the_page_on_gradients_is_written_from_its_example(tmp_path):
     for name in ("why_gradients_fail.py", "why_gradients_fail.md"):
         shutil.copy(EXAMPLES / name, tmp_path)
-    command = [sys.executable, tmp_path / "why_gradients_fail.py", "--epochs", "1", "--width", "8", "--page"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    options = ("--epochs", "1", "--width", "8", "--page")
+    done = run_file(tmp_path / "why_gradients_fail.py", *options, folder=tmp_path)
     assert "Is it a bug? With a cluster for each label" in done.stdout
     ours, here = ((folder / "why_gradients_fail.md").read_text() for folder in (tmp_path, EXAMPLES))
     parts = re.compile(r"<!-- (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -101,16 +101,24 @@ def test_help(name, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "options", "phrases"),
     [
-        ("convnet.py", [], ["features.6, 32 neurons", "By hand: without channels", "principal components"]),
-        ("transformer.py", [], ["blocks.1.attention.out (input, groups of 8), 4 neurons", "blocks.0 (position 0), 32"]),
-        ("mapping.py", [], ["model.hidden.1, 64 neurons, masked_gradient", "clusters: predictions"]),
-        ("mapping.py", ["--bert"], ["model.bert.encoder.layer.1.intermediate, 64 neurons"]),
+        (
+            "convnet.py",
+            ["--epochs", "2"],
+            ["features.6, 32 neurons", "By hand: without channels", "principal components"],
+        ),
+        (
+            "transformer.py",
+            ["--epochs", "1"],
+            ["blocks.1.attention.out (input, groups of 8), 4 neurons", "blocks.0 (position 0), 32"],
+        ),
+        ("mapping.py", ["--epochs", "1"], ["model.hidden.1, 64 neurons, masked_gradient", "clusters: predictions"]),
+        ("mapping.py", ["--epochs", "1", "--bert"], ["model.bert.encoder.layer.1.intermediate, 64 neurons"]),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("unchecked")
 def test_the_others_run(name, options, phrases, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name, "--epochs", "2", "--folder", str(tmp_path), *options])
+    monkeypatch.setattr(sys, "argv", [name, "--folder", str(tmp_path), *options])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     text = capsys.readouterr().out
     for phrase in phrases:

@@ -1,5 +1,7 @@
 """Rankings that know nothing must not look faithful more often than the p-value says."""
 
+import collections
+
 import pytest
 import torch
 from scipy.stats import binom, kstest
@@ -22,7 +24,7 @@ def small():
 
 
 def site_p_values(small, attribution, repeats=REPEATS):
-    """One p-value per repeat; ranking and random control are both fresh in each."""
+    """P-values of the gap in accuracy and in margin, one pair per repeat; ranking and control are fresh in each."""
     model, data = small
     found = []
     for seed in range(repeats):
@@ -36,17 +38,18 @@ def site_p_values(small, attribution, repeats=REPEATS):
             seed=seed,
         )
         results = ablation_faithfulness(model, probe, results, SETTINGS)
-        found.append(results["1"].faithfulness.p_value[-1])
+        judged = results["1"].faithfulness
+        found.append([judged.p_value[-1], judged.margin_p_value[-1]])
     return torch.tensor(found)
 
 
 def test_a_stable_uninformative_ranking_keeps_the_nominal_rate(small):
-    p = site_p_values(small, lambda seed: "random")
-    # the ranking and the control are exchangeable: p is uniform on .05, .10, ..., 1
-    assert (p <= 0.05).sum() <= binom.ppf(0.999, REPEATS, 0.05)
-    assert (p <= 0.5).sum() >= binom.ppf(0.001, REPEATS, 0.5)
-    dithered = p - torch.rand(REPEATS, generator=torch.Generator().manual_seed(0)) / 20
-    assert kstest(dithered.numpy(), "uniform").pvalue > 0.001
+    # the ranking and the control are exchangeable: p is uniform on .05, .10, ..., 1, whatever is compared
+    for p in site_p_values(small, lambda seed: "random").T:
+        assert (p <= 0.05).sum() <= binom.ppf(0.999, REPEATS, 0.05)
+        assert (p <= 0.5).sum() >= binom.ppf(0.001, REPEATS, 0.5)
+        dithered = p - torch.rand(REPEATS, generator=torch.Generator().manual_seed(0)) / 20
+        assert kstest(dithered.numpy(), "uniform").pvalue > 0.001
 
 
 def test_random_scores_of_each_sample_keep_the_nominal_rate(small):
@@ -59,7 +62,7 @@ def test_random_scores_of_each_sample_keep_the_nominal_rate(small):
         return noise
 
     p = site_p_values(small, fresh, REPEATS // 2)
-    assert (p <= 0.05).sum() <= binom.ppf(0.999, REPEATS // 2, 0.05)
+    assert ((p <= 0.05).sum(0) <= binom.ppf(0.999, REPEATS // 2, 0.05)).all()
 
 
 class Trading(nn.Module):
@@ -80,18 +83,26 @@ def test_rankings_of_their_own_where_classes_trade_off_keep_the_nominal_rate_in_
     x = torch.rand(160, 24, generator=torch.Generator().manual_seed(0)) + 0.5
     model = Trading()
     data = [(x, model(x).argmax(1))]
-    tails = []
+    tails, said = [], collections.Counter()
     for seed in range(REPEATS):
         probe = ProbeSet.from_batches(data, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         noise = lambda batch, generator=generator: torch.randn(batch.activation.shape, generator=generator)  # noqa: E731
         results = neuron_importance(model, probe, layers="site", attribution=noise, seed=seed)
         judged = ablation_faithfulness(model, probe, results, SETTINGS)["site"].faithfulness
-        tails.append([judged.p_value[-1], judged.p_value_worse[-1]])
+        tails.append(
+            [
+                *(judged.p_value[-1], judged.p_value_worse[-1]),
+                *(judged.margin_p_value[-1], judged.margin_p_value_worse[-1]),
+            ]
+        )
+        said[judged.verdict[-1]] += 1
     most = binom.ppf(0.999, REPEATS, 0.05)
     assert ((torch.tensor(tails) <= 0.05).sum(0) <= most).all()
+    assert said["faithful"] + said["weak"] + said["better in margin only"] <= most
+    assert said["worse than random"] <= most
 
 
 def test_the_test_can_fail_for_a_ranking_that_is_informative(small):
     p = site_p_values(small, lambda seed: "gradient_x_activation", repeats=30)
-    assert (p <= 0.05).float().mean() > 0.9
+    assert ((p <= 0.05).float().mean(0) > 0.9).all()

@@ -14,10 +14,15 @@ none at all, so that scores that agree remove the same, or the one that turns th
 first score's, in another cell in each draw.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
+
+MAX_ENUMERATED = 23
+"""Where names have at most so many permutations besides the real ones, all are tried, also if fewer were asked for."""
 
 MAX_MATCHED_CELLS = 8
 """Largest number of cells of which one is made to remove the first score's sets in each draw: with more, little is
@@ -27,9 +32,13 @@ saved."""
 class RandomControl:
     """Make the random orders of one site, and know which of the outcomes are theirs.
 
+    Where there are few neurons, all permutations of their names are tried, but for the real ones.
+
     Attributes:
         removed: number of removed neurons at each point of the curves.
-        n_draws: number of random orders that are asked for, for each score.
+        n_neurons: number of all neurons.
+        n_draws: number of random orders for each score, unless all is decided before.
+        exhaustive: whether these are all orders that there are, besides the real one.
         seed: of the permutations, and of the resampling.
         every_run: places of all random orders among the outcomes, whichever score they are of.
 
@@ -47,12 +56,16 @@ class RandomControl:
         n_draws: int,
         seed: Sequence[int],
     ) -> None:
-        self.removed, self.n_draws, self.seed = removed, n_draws, tuple(seed)
-        generator = np.random.default_rng(list(seed))
         n_neurons = rankings[0].shape[1]
+        self.removed, self.seed, self.n_neurons = removed, tuple(seed), n_neurons
+        self.n_draws = n_draws = number_of_draws(n_draws, n_neurons)
+        self.exhaustive = n_draws == _n_other_orders(n_neurons)
+        generator = np.random.default_rng(list(seed))
         # small numbers: there are as many orders as draws and scores, with a row for each cell
         self._names = np.empty((n_draws, n_neurons), np.min_scalar_type(-n_neurons))
-        for draw in self._names:
+        if self.exhaustive:
+            self._names[:] = list(itertools.permutations(range(n_neurons)))[1:]  # the first one is the real one
+        for draw in () if self.exhaustive else self._names:
             draw[:] = generator.permutation(n_neurons)
         self.every_run: list[int] = []
         self._rankings: list[Int[np.ndarray, "cell neuron"]] = []  # those that differ
@@ -62,7 +75,12 @@ class RandomControl:
             self._which.append(same[0] if same else len(self._rankings))
             self._rankings += [] if same else [ranking]
         # what each draw permutes before its names are given, of each ranking
-        self._matched = [matching_rankings(self._rankings[0], ranking, removed, n_draws) for ranking in self._rankings]
+        self._matched = [
+            [ranking] * n_draws
+            if self.exhaustive  # the sets are the same anyway, and what suits another score may be the real names
+            else matching_rankings(self._rankings[0], ranking, removed, n_draws)
+            for ranking in self._rankings
+        ]
         self._runs: list[list[int]] = [[] for _ in self._rankings]
         self._drawn: list[tuple[int, int]] = []  # number of the ranking and of the draw of each of `every_run`
 
@@ -83,6 +101,23 @@ class RandomControl:
             score: its place among the rankings.
         """
         return self._runs[self._which[score]]
+
+    def tie_probability(self, score: int, cells: Sequence[int]) -> float:
+        """Return the share of all permutations of the names that leave every set as it is that a score removes.
+
+        No p-value of the score's gap can be below it: these orders tie with the score's own.
+
+        Args:
+            score: its place among the rankings.
+            cells: those whose samples count.
+        """
+        ranking = self._rankings[self._which[score]][list(cells)]
+        # removed before the first point, between two points, after the last one: in each cell
+        block = np.searchsorted(self.removed, np.argsort(ranking, axis=1), side="right")
+        # neurons that no cell tells apart can change places
+        _, alike = np.unique(block, axis=1, return_counts=True)
+        ways = sum(math.lgamma(number + 1) for number in alike.tolist()) - math.lgamma(self.n_neurons + 1)
+        return math.exp(ways) if len(ranking) else 1.0
 
     def extend(self, scores: Sequence[int], total: int, place: int) -> list[Int[np.ndarray, "cell neuron"]]:
         """Return further random orders of some scores, so that each of them has a number of orders in all.
@@ -112,6 +147,25 @@ class RandomControl:
         for mask, (number, draw) in zip(masks, self._drawn, strict=True):
             mask[self._names[draw][self._matched[number][draw][cell, :count]]] = True
         return masks
+
+
+def number_of_draws(n_random: int, n_neurons: int) -> int:
+    """Return the number of random orders that are made for each score: those asked for, or all that there are.
+
+    Args:
+        n_random: number that is asked for.
+        n_neurons: number of neurons at the site.
+
+    >>> [number_of_draws(19, n_neurons) for n_neurons in (2, 3, 4, 5)]
+    [1, 5, 23, 19]
+    """
+    every = _n_other_orders(n_neurons)
+    return every if 0 < every <= max(n_random, MAX_ENUMERATED) else n_random
+
+
+def _n_other_orders(n_neurons: int) -> int:
+    """Return the number of permutations of the names besides the real ones; very large where there are many."""
+    return math.factorial(min(n_neurons, 20)) - 1
 
 
 def matching_rankings(

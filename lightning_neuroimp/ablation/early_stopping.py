@@ -49,7 +49,10 @@ def sequential_p_value(exceeded: Bool[np.ndarray, " draw"], n_draws: int, level:
 
 
 def sequential_gap_p_values(
-    curve: Float[np.ndarray, " point"], control: Float[np.ndarray, "draw point"], n_draws: int
+    curve: Float[np.ndarray, " point"],
+    control: Float[np.ndarray, "draw point"],
+    n_draws: int,
+    rounding: float = ROUNDING,
 ) -> tuple[float | None, float | None]:
     """Compute both p-values of a gap, as `statistics.gap_p_values` does; None where they are not decided yet.
 
@@ -57,9 +60,10 @@ def sequential_gap_p_values(
         curve: accuracy after removing the most important neurons.
         control: accuracy after removing as many neurons in each random order so far.
         n_draws: number of orders that were asked for.
+        rounding: gaps that differ by less are equal.
     """
     level, null = -curve.mean(-1), -control.mean(-1)
     return (
-        sequential_p_value(null >= level - ROUNDING, n_draws),
-        sequential_p_value(null <= level + ROUNDING, n_draws),
+        sequential_p_value(null >= level - rounding, n_draws),
+        sequential_p_value(null <= level + rounding, n_draws),
     )

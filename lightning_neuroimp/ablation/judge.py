@@ -1,10 +1,14 @@
-"""Judge rankings: from the outcomes of ablation at one site to curves, gaps, p-values, intervals and verdicts."""
+"""Judge rankings: from the outcomes of ablation at one site to curves, gaps, p-values, intervals and verdicts.
+
+Two tests with the same random orders decide: the margin's gap says whether a ranking is right, as it moves wherever
+removal does anything, and the gap in accuracy whether decisions hang on it.
+"""
 
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from lightning_neuroimp import statistics
 from lightning_neuroimp.ablation.control import RandomControl
@@ -12,18 +16,20 @@ from lightning_neuroimp.ablation.early_stopping import sequential_gap_p_values
 from lightning_neuroimp.ablation.intervals import gap_interval, mean_interval
 from lightning_neuroimp.ablation.orders import ALTERNATIVES, REFERENCES, RemovalOrders
 from lightning_neuroimp.ablation.outcomes import Outcomes
+from lightning_neuroimp.ablation.predictions import Predictions
 from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness
 from lightning_neuroimp.results.importance import Importance
-from lightning_neuroimp.results.verdict import verdict
+from lightning_neuroimp.results.verdict import MIN_HALF, GapTest, Verdict, verdict
 
-LDS_FRACTION = 0.1
-"""Share of the neurons in the removals from which the linear datamodeling score is computed."""
+MARGIN_ROUNDING = 1e-6
+"""Margins that are equal on paper differ by less than this share of the mean absolute margin (of logits in float32)."""
 
 
 class Judge:
     """Judge the rankings of one site from the outcomes of ablation.
 
-    Tables have one row per cluster and a last one for all clusters, weighted by their numbers of ablated samples.
+    Tables have one row per cluster and a last one for all clusters, weighted by their sizes in the probe set. Clusters
+    with too few ablated samples for a verdict of their own are left out of it, if the others are most of the samples.
 
     Args:
         importances: the attributions of the site.
@@ -33,9 +39,9 @@ class Judge:
         sample_group: group of each sample of the outcomes; intervals are over groups. None: over single samples.
 
     Attributes:
-        members: rows of the outcomes that belong to each cluster, and last to all of them.
+        members: rows of the outcomes that belong to each cluster, and last to all that count.
         half_members: rows of the outcomes in each half of each cluster.
-        size: number of ablated samples in each cluster.
+        weight: weight of each cluster in the last row; 0 for those that are left out of it.
         samples: number of ablated samples, (row of the tables, half).
         level: correctness of each sample, averaged over the points: (order, sample).
         accuracy: (order, row of the tables, point).
@@ -59,24 +65,28 @@ class Judge:
         self.members = [np.flatnonzero(ranked & (cluster == row)) for row in range(count.shape[1])]
         self.half_members = [[rows[half[rows] == side] for side in range(2)] for rows in self.members]
         sizes = np.array([[len(side) for side in sides] for sides in self.half_members], np.int64).reshape(-1, 2)
-        self.size = sizes.sum(1)
-        self.samples = np.concatenate([sizes, sizes.sum(0, keepdims=True)])  # (row, half)
-        self.members.append(np.concatenate(self.members))
+        counted = counted_clusters(sizes, count.sum(0))
+        self.weight = np.where(counted, count.sum(0), 0).astype(float)
+        self.samples = np.concatenate([sizes, sizes[counted].sum(0, keepdims=True)])  # (row, half)
+        self.members.append(np.concatenate([self.members[row] for row in np.flatnonzero(counted)] or [cluster[:0]]))
+        self._sample_weight = self._weights_of_samples(cluster)
+        self._predictions = Predictions(outcomes, control, self.half_members, self.weight)
+        finite = np.isfinite(outcomes.intact_margin)
+        scale = float(np.abs(outcomes.intact_margin[finite]).mean()) if finite.any() else 0.0
+        self._rounding = MARGIN_ROUNDING * scale
         self.level = outcomes.correct.mean(1)
         self.accuracy = self._pool(outcomes.correct)
         self.margin = self._pool(outcomes.margin)
 
     def undecided(self) -> list[int]:
         """Return the places of the scores of which a p-value could still move across the level of the verdict."""
-        found = []
-        for position, own in enumerate(self.orders.own):
-            for row in range(len(self.members)):
-                curve, control = self.accuracy[own, row], self._control(position, row)
-                early = sequential_gap_p_values(curve, control, self.control.n_draws)
-                if not np.isnan(curve).any() and None in early:
-                    found.append(position)
-                    break
-        return found
+        return [
+            position
+            for position in range(len(self.orders.own))
+            if any(
+                None in self._early(*test, row) for test in self._tests(position) for row in range(len(self.members))
+            )
+        ]
 
     def faithfulness(self, position: int) -> Faithfulness:
         """Collect the results of the check of one attribution's ranking.
@@ -90,9 +100,9 @@ class Judge:
         least = self.accuracy[self.orders.least[position]] if self.orders.least else None
         greedy = None if self.orders.greedy is None else self.accuracy[self.orders.greedy]
         gap, relative = statistics.gap(curve, control), statistics.relative_gap(curve, control)
-        every = range(len(self.members))
-        p_value, p_value_worse = np.array([self._p_values(position, row) for row in every]).T
-        lds, lds_interval, alternative_interval = self._lds(self.importances[position])
+        accuracy, margin = (self._gap_tests(*test) for test in self._tests(position))
+        prediction = self._predictions.of(self.importances[position])
+        reference_gap = self._reference_gaps(self.accuracy, references, control)
         gain = self._symmetric_gain(position)
         greedy_gap = np.full(len(gap), np.nan) if greedy is None else statistics.gap(greedy, control)
         return Faithfulness(
@@ -105,24 +115,28 @@ class Judge:
             random_accuracy=control,
             random_margin=self.margin[runs],
             references=REFERENCES,
-            reference_accuracy=self.accuracy[references],
+            reference_accuracy=np.stack([self._curves(self.accuracy, order) for order in references]),
             gap=gap,
             relative_gap=relative,
-            p_value=p_value,
-            p_value_worse=p_value_worse,
+            p_value=np.array([test.p_value for test in accuracy]),
+            p_value_worse=np.array([test.p_value_worse for test in accuracy]),
+            margin_gap=np.array([test.gap for test in margin]),
+            margin_p_value=np.array([test.p_value for test in margin]),
+            margin_p_value_worse=np.array([test.p_value_worse for test in margin]),
             q_value=np.full(len(gap), np.nan),
-            verdict=tuple(
-                verdict(float(p_value[row]), float(p_value_worse[row]), float(relative[row]), int(smallest))
-                for row, smallest in enumerate(self.samples.min(1))
+            verdict=self._verdicts(
+                position, accuracy, margin, relative, reference_gap[REFERENCES.index("first_order")]
             ),
-            lds=lds[0],
-            reference_gap=np.stack([statistics.gap(self.accuracy[order], control) for order in references]),
-            reference_interval=self._differences(references, own)[1],
+            lds=prediction.lds[0],
+            lds_ceiling=self._predictions.ceiling,
+            reference_gap=reference_gap,
+            reference_margin_gap=self._reference_gaps(self.margin, references, self.margin[runs]),
+            reference_interval=self._reference_intervals(references, own),
             alternatives=ALTERNATIVES,
-            alternative_lds=lds[1:],
-            alternative_interval=alternative_interval,
-            gap_interval=np.stack([self._gap_interval(position, rows) for rows in self.members]),
-            lds_interval=lds_interval,
+            alternative_lds=prediction.lds[1:],
+            alternative_interval=prediction.alternative_interval,
+            gap_interval=np.stack([self._gap_interval(position, row) for row in range(len(gap))]),
+            lds_interval=prediction.interval,
             least_accuracy=least,
             srg=gain[0],
             srg_interval=gain[1],
@@ -151,7 +165,7 @@ class Judge:
         return found
 
     def _pool(self, values: Shaped[np.ndarray, "*rest sample"]) -> Float[np.ndarray, "..."]:
-        """Average over the samples of each cluster, then over all clusters by size.
+        """Average over the samples of each cluster, then over the clusters by weight.
 
         Args:
             values: one per sample, on the last axis.
@@ -162,35 +176,122 @@ class Judge:
         empty = np.full(values.shape[:-1], np.nan)
         means = [values[..., rows].mean(-1) if len(rows) else empty for rows in self.members[:-1]]
         table = np.array(means)
-        together = np.asarray(statistics.weighted_mean(np.moveaxis(table, 0, -1), self.size))
+        together = np.asarray(statistics.weighted_mean(np.moveaxis(table, 0, -1), self.weight))
         return np.moveaxis(np.concatenate([table, together[None]]), 0, min(1, values.ndim - 1))
 
-    def _control(self, position: int, row: int) -> Float[np.ndarray, "draw point"]:
-        """Return the accuracies of a score's random control in one row of the tables."""
-        return self.accuracy[self.control.runs(position), row]
+    def _weights_of_samples(self, cluster: Int[np.ndarray, " sample"]) -> Float[np.ndarray, " member"] | None:
+        """Return the weights of the last row's samples, 1 on average; None where they are equal.
 
-    def _p_values(self, position: int, row: int) -> tuple[float, float]:
-        """Return both p-values of a gap in one row; sequential ones if the control stopped early."""
-        curve, control = self.accuracy[self.orders.own[position], row], self._control(position, row)
-        if len(control) == self.control.n_draws:
-            upper, lower = statistics.gap_p_values(curve, control)
-            return float(upper), float(lower)
-        early = sequential_gap_p_values(curve, control, self.control.n_draws)
-        above, below = (float("nan") if p_value is None else p_value for p_value in early)
-        return above, below
+        Args:
+            cluster: row of the cluster of each sample of the outcomes.
+        """
+        share = np.array([weight / max(len(rows), 1) for weight, rows in zip(self.weight, self.members, strict=False)])
+        weight = share[cluster[self.members[-1]]]
+        return None if not len(weight) or np.ptp(weight) < 1e-9 * weight.max() else weight / weight.mean()
 
-    def _generator(self, stream: int) -> np.random.Generator:
-        """Make a generator of random numbers, independent of those with other stream numbers."""
-        return np.random.default_rng([*self.control.seed, stream])
+    def _linearised(self, values: Float[np.ndarray, "*rest member"], row: int) -> Float[np.ndarray, "*rest member"]:
+        """Return values whose plain mean and its variance are those of the weighted mean in a row of the tables."""
+        weight = self._sample_weight
+        if weight is None or row < len(self.members) - 1:
+            return values
+        mean = np.asarray(values @ weight / len(weight))[..., None]
+        return mean + weight * (values - mean)
+
+    def _tests(self, position: int) -> tuple[tuple[Float[np.ndarray, "order row"], float], ...]:
+        """Return what the tests of a score compare: accuracies, then margins, averaged over the points.
+
+        Returns:
+            Of each: its level in every row after the score's own order, then after its random ones; and the smallest
+            difference that is none of rounding.
+        """
+        orders = [self.orders.own[position], *self.control.runs(position)]
+        return (self.accuracy[orders].mean(-1), statistics.ROUNDING), (self._margin_levels(orders), self._rounding)
+
+    def _margin_levels(self, orders: Sequence[int]) -> Float[np.ndarray, "order row"]:
+        """Average the margins over the points and the samples of each row; NaN where there are none.
+
+        A sample whose margin is not finite in one of the orders is left out in all of them.
+        """
+        level = self.outcomes.margin[list(orders)].mean(1)  # (order, sample)
+        finite, empty = np.isfinite(level).all(0), np.full(len(orders), np.nan)
+        kept = [rows[finite[rows]] for rows in self.members[:-1]]
+        table = np.stack([level[:, rows].mean(1) if len(rows) else empty for rows in kept], 1)
+        return np.concatenate([table, statistics.weighted_mean(table, self.weight)[:, None]], 1)
+
+    def _early(
+        self, level: Float[np.ndarray, "order row"], rounding: float, row: int
+    ) -> tuple[float | None, float | None]:
+        """Return both p-values of a gap in one row as far as they are decided; NaN where there is no gap."""
+        if np.isnan(level[0, row]):
+            return float("nan"), float("nan")
+        curve, control = level[:1, row], level[1:, row, None]
+        return sequential_gap_p_values(curve, control, self.control.n_draws, rounding)
+
+    def _gap_tests(self, level: Float[np.ndarray, "order row"], rounding: float) -> list[GapTest]:
+        """Test a score's gap in every row; p-values are sequential ones if the control stopped early."""
+        gap = level[1:].mean(0) - level[0]
+        if len(level) - 1 == self.control.n_draws:
+            tails = statistics.gap_p_values(level[0][:, None], level[1:, :, None], rounding)
+            return [GapTest(*map(float, test)) for test in zip(gap, *tails, strict=True)]
+        early = [self._early(level, rounding, row) for row in range(level.shape[1])]
+        return [
+            GapTest(float(value), *(float("nan") if p_value is None else p_value for p_value in tails))
+            for value, tails in zip(gap, early, strict=True)
+        ]
+
+    def _verdicts(
+        self,
+        position: int,
+        accuracy: Sequence[GapTest],
+        margin: Sequence[GapTest],
+        relative_gap: Float[np.ndarray, " row"],
+        first_order_gap: Float[np.ndarray, " row"],
+    ) -> tuple[Verdict, ...]:
+        """Decide on a score in every row."""
+        return tuple(
+            verdict(
+                accuracy[row],
+                margin[row],
+                relative_gap=float(relative_gap[row]),
+                first_order_gap=float(first_order_gap[row]),
+                smallest_half=int(self.samples[row].min()),
+                smallest_p_value=self.control.tie_probability(position, self._cells(row)),
+            )
+            for row in range(len(self.members))
+        )
+
+    def _cells(self, row: int) -> list[int]:
+        """Return the numbers of the cells whose samples count in a row of the tables."""
+        return np.unique(self.outcomes.cell[self.members[row]]).tolist()
+
+    def _curves(self, table: Float[np.ndarray, "order row point"], order: int | None) -> Float[np.ndarray, "row point"]:
+        """Return the curves of an order; NaN for None."""
+        return np.full(table.shape[1:], np.nan) if order is None else table[order]
+
+    def _reference_gaps(
+        self,
+        table: Float[np.ndarray, "order row point"],
+        references: Sequence[int | None],
+        control: Float[np.ndarray, "draw row point"],
+    ) -> Float[np.ndarray, "reference row"]:
+        """Return the gaps of reference rankings against a score's random control; NaN for those that are not known."""
+        return np.stack([statistics.gap(self._curves(table, order), control) for order in references])
+
+    def _reference_intervals(self, references: Sequence[int | None], own: int) -> Float[np.ndarray, "reference row 2"]:
+        """Return the intervals of (gap - gap of each reference ranking); NaN for those that are not known."""
+        unknown = np.full((len(self.members), 2), np.nan)
+        return np.stack([unknown if order is None else self._differences([order], own)[1][0] for order in references])
 
     def _groups(self, rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"] | None:
         """Return the groups of some samples; None without groups."""
         return None if self.sample_group is None else self.sample_group[rows]
 
-    def _gap_interval(self, position: int, rows: Int[np.ndarray, " row"]) -> Float[np.ndarray, "2"]:
-        """Compute the 95% interval of a score's gap over some samples; NaN with fewer than two."""
-        control = self.level[self.control.runs(position)][:, rows]
-        return gap_interval(self.level[self.orders.own[position], rows], control, self._groups(rows))
+    def _gap_interval(self, position: int, row: int) -> Float[np.ndarray, "2"]:
+        """Compute the 95% interval of a score's gap in one row; NaN with fewer than two samples."""
+        rows = self.members[row]
+        control = self._linearised(self.level[self.control.runs(position)][:, rows], row)
+        own = self._linearised(self.level[self.orders.own[position], rows], row)
+        return gap_interval(own, control, self._groups(rows))
 
     def _symmetric_gain(self, position: int) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row 2"]]:
         """Compute the symmetric relevance gain and its 95% interval; NaN if the least important were not removed."""
@@ -205,69 +306,22 @@ class Judge:
         """Compute how much more accuracy each order leaves than another, and the 95% intervals over the samples."""
         difference = self.level[list(orders)] - self.level[other]  # (order, sample)
         empty = np.full(len(difference), np.nan)
-        value = [difference[:, rows].mean(1) if len(rows) else empty for rows in self.members]
-        interval = [mean_interval(difference[:, rows], self._groups(rows)) for rows in self.members]
+        parts = [self._linearised(difference[:, rows], row) for row, rows in enumerate(self.members)]
+        value = [part.mean(1) if part.shape[1] else empty for part in parts]
+        interval = [mean_interval(part, self._groups(rows)) for part, rows in zip(parts, self.members, strict=True)]
         return np.stack(value, 1), np.stack(interval, 1)
 
-    def _lds(
-        self, importance: Importance
-    ) -> tuple[Float[np.ndarray, "score row"], Float[np.ndarray, "row 2"], Float[np.ndarray, "alternative row 2"]]:
-        """Compute linear datamodeling scores.
 
-        Returns:
-            Those of the scores and then of each alternative; the 95% interval of the scores' own; and the 95%
-            intervals of the alternatives' lead over it.
-        """
-        value, replicates = self._lds_of_halves(importance)
-        both = np.ones(2)
-        value = np.asarray(statistics.weighted_mean(value, both))  # (score, cluster)
-        replicates = np.asarray(statistics.weighted_mean(replicates.swapaxes(2, 3), both))
-        value = np.concatenate([value, np.asarray(statistics.weighted_mean(value, self.size))[:, None]], 1)
-        together = np.asarray(statistics.weighted_mean(replicates.swapaxes(1, 2), self.size))
-        replicates = np.concatenate([replicates, together[:, None]], 1)  # (score, row, replicate)
-        interval = statistics.correlation_interval(replicates[0].T, value[0], self.control.made)
-        # scores that do not differ predict nothing
-        lead = replicates[1:] - np.nan_to_num(replicates[0])
-        return value, interval, np.stack([[statistics.percentiles(row) for row in rows] for rows in lead])
+def counted_clusters(
+    sizes: Int[np.ndarray, "cluster half"], weight: Int[np.ndarray, " cluster"]
+) -> Bool[np.ndarray, " cluster"]:
+    """Tell which clusters count in the row of all clusters.
 
-    def _lds_of_halves(
-        self, importance: Importance
-    ) -> tuple[Float[np.ndarray, "score cluster half"], Float[np.ndarray, "score cluster half replicate"]]:
-        """Compute linear datamodeling scores of the scores and alternatives in each half of each cluster.
+    Those with enough ablated samples for a verdict of their own; all that were ablated, where those are less than half.
 
-        The masks are the random orders of all scores, cut at the point nearest to 10% of the neurons: in each cell by
-        itself they are as random as any. Draws are resampled, with the masks of all scores in them, as these are alike
-        where scores agree. Samples are not: effects on few samples are noisy, and noise draws every correlation towards
-        zero.
-
-        Returns:
-            The values on the masks, and on those of resampled draws.
-        """
-        removed, runs = self.control.removed, self.control.every_run
-        point = int(np.abs(removed - LDS_FRACTION * importance.removal.n_neurons).argmin())
-        made = self.control.made
-        draws = self._generator(3).integers(made, size=(statistics.N_REPLICATES, made))
-        weights = np.stack([np.bincount(row, minlength=made) for row in draws])[:, self.control.draw_of_run]
-        candidates = [
-            importance.half_mean,
-            importance.half_abs_mean,
-            importance.half_deviation,
-            importance.half_first_order,
-        ]
-        value = np.full((len(candidates), len(self.half_members), 2), np.nan)
-        replicates = np.full((*value.shape, statistics.N_REPLICATES), np.nan)
-        for cluster, half in np.ndindex(value.shape[1:]):
-            rows = self.half_members[cluster][half]
-            if not len(rows):
-                continue
-            masks = self.control.masks(2 * cluster + half, int(removed[point]))
-            falls = self.outcomes.intact_margin[rows] - self.outcomes.margin[runs, point][:, rows]
-            effects = falls.mean(1)
-            for place, candidate in enumerate(candidates):
-                if candidate is None:
-                    continue
-                scores = candidate[1 - half, cluster]
-                value[place, cluster, half] = statistics.linear_datamodeling_score(scores, masks, effects)
-                resampled = statistics.weighted_correlations(weights, masks @ scores, effects)
-                replicates[place, cluster, half] = resampled
-        return value, replicates
+    Args:
+        sizes: number of ablated samples in each half.
+        weight: size of each cluster.
+    """
+    ablated, enough = sizes.sum(1) > 0, sizes.min(1) >= MIN_HALF
+    return enough if 2 * weight[enough].sum() >= max(weight[ablated].sum(), 1) else ablated

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_neuroimp import _validate, statistics
-from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.ablation.control import number_of_draws
 from lightning_neuroimp.results.verdict import FRACTIONS
 
 MIN_RANDOM = 19
@@ -17,9 +17,11 @@ class AblationFaithfulness:
     """Set how an importance is checked by ablation.
 
     Attributes:
-        n_random: number of random orders in the control; with 19 the smallest p-value is .05.
+        n_random: number of random orders in the control; with 19 the smallest p-value is .05. Of four neurons or fewer
+            all orders are tried.
         fractions: shares of the neurons to remove, each rounded up, without repeats.
-        max_samples: upper bound on the number of samples on which neurons are removed, out of the probe set.
+        max_samples: upper bound on the number of samples on which neurons are removed, out of the probe set: 24 of each
+            half of each cluster where there are so many, and the rest in proportion.
         every_n_epochs: check in every n-th measured epoch of the callback.
         max_overhead: skip a check that would take more than this share of the time since the last one; the first check,
             and one at the end of the training run, are always made. None: never skip.
@@ -54,7 +56,7 @@ class AblationFaithfulness:
         remedy = "with n random orders no p-value can be below 1 / (n + 1), and the verdict asks for .05"
         valid = {
             "n_random": _validate.integer("n_random", self.n_random, least=MIN_RANDOM, remedy=remedy),
-            "fractions": self._valid_fractions(),
+            "fractions": _validate.fractions(self.fractions),
             "max_samples": _validate.integer("max_samples", self.max_samples, least=1),
             "every_n_epochs": _validate.integer("every_n_epochs", self.every_n_epochs, least=1),
             "false_discovery": _validate.choice("false_discovery", self.false_discovery, ("bh", "by")),
@@ -65,17 +67,6 @@ class AblationFaithfulness:
             valid[name] = _validate.boolean(name, getattr(self, name))
         for name, value in valid.items():
             object.__setattr__(self, name, value)
-
-    def _valid_fractions(self) -> tuple[float, ...]:
-        """Validate the fractions, and return them as a tuple."""
-        # a list is what YAML and the command line give
-        several = not isinstance(self.fractions, str) and hasattr(self.fractions, "__iter__")
-        if not several or not tuple(self.fractions):
-            raise InvalidArgument(
-                f"fractions must be numbers above 0 and up to 1, got {_validate.shown(self.fractions)}; pass a list "
-                "such as [0.1, 0.5]"
-            )
-        return tuple(_validate.number("each of fractions", fraction, above=0, most=1) for fraction in self.fractions)
 
     def forward_passes(self, n_attributions: int, n_neurons: int | None = None) -> int:
         """Count the passes over the ablated samples at one site, an upper bound.
@@ -90,5 +81,6 @@ class AblationFaithfulness:
             n_neurons: number of neurons at the site; None: unknown, and an upper bound is returned.
         """
         n_points = len(self.fractions) if n_neurons is None else len(statistics.points(self.fractions, n_neurons))
-        n_rankings = (3 if self.least_first else 2) * n_attributions + 1
-        return 1 + n_points * (self.n_random * n_attributions + n_rankings)
+        n_rankings = (3 if self.least_first else 2) * n_attributions + 2
+        n_draws = self.n_random if n_neurons is None else number_of_draws(self.n_random, n_neurons)
+        return 1 + n_points * (n_draws * n_attributions + n_rankings)

@@ -15,6 +15,7 @@ from lightning_neuroimp.batches.layout import read_batch
 from lightning_neuroimp.callbacks.options import RunOptions, options_of, refuse_sharded
 from lightning_neuroimp.callbacks.run import MeasuredRun
 from lightning_neuroimp.callbacks.state import RunState, configuration_of, pack, unpack
+from lightning_neuroimp.capture.baselines import BaselineLike
 from lightning_neuroimp.clusters.kmeans import KMeansClusters
 from lightning_neuroimp.display.summary import summary as write_summary
 from lightning_neuroimp.errors import InvalidArgument, MeasurementFailed
@@ -48,7 +49,10 @@ class NeuronImportance(Callback):
         target: scalar explained per sample: "margin", "logit", "log_probability", "probability", or a callable
             `(logits, classes) -> (sample,)`.
         baseline: what a removed neuron is set to: "zero", "mean" over the probe set, "resample" (what another sample
-            has), or a number.
+            has), "optimal" (one vector per layer that keeps the cross entropy least under random removals; it takes,
+            for each layer, 32 times a forward pass, and a forward and backward pass of what follows it), a number, a
+            vector with one number per channel, a mapping from layers to "zero", "mean", numbers or vectors, or
+            `ReferenceInput(...)`, which only Python can pass; all others can be written in YAML.
         faithfulness: how importance is checked by ablation; None: no ablation.
         forward_fn: `forward_fn(module, batch) -> (logits, targets)`, when inputs, targets and logits cannot be
             inferred; or `-> (logits, targets, tokens)`, where `tokens` is True for non-padding tokens.
@@ -96,7 +100,7 @@ class NeuronImportance(Callback):
         clusters: str | KMeansClusters | dict[int | str, int | str] | Callable[..., Any] = "labels",
         attribution: str | Sequence[str | Callable[..., Any]] | Callable[..., Any] = "gradient_x_activation",
         target: str | Callable[..., Any] = "margin",
-        baseline: str | float = "zero",
+        baseline: BaselineLike = "zero",
         faithfulness: AblationFaithfulness | None = AblationFaithfulness(),  # noqa: B008 (frozen)
         forward_fn: Callable[..., Any] | None = None,
         max_samples: int = 1024,

@@ -83,9 +83,11 @@ class Publisher:
         """Return the folder for results files; None without a logger, or in a `fast_dev_run`, which leaves none."""
         if self.results_dir is not None:
             return Path(self.results_dir) / self.name
-        if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        # what the first process has counts: others may have no logger at all
+        mine = log_folder(trainer.loggers[0]) if trainer.loggers else None
+        folder = gather_objects(mine)[0]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
-        folder = gather_objects(log_folder(trainer.loggers[0]))[0]
         return None if folder is None else Path(folder) / "neuroimp" / self.name
 
 

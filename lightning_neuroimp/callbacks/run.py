@@ -24,6 +24,7 @@ from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.history import agreement
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
+from lightning_neuroimp.study.optimal_baseline import COST
 
 
 class MeasuredRun:
@@ -89,13 +90,12 @@ class MeasuredRun:
             len(settings.attributions),
             self.options.max_samples,
             surveyed=settings.kmeans is not None
-            or settings.removed_to.kind in ("mean", "resample")
+            or bool(settings.removed_to.kinds & {"mean", "resample", "optimal"})
             or trainer.world_size > 1,
             gradients=any(attribution.needs_gradient for attribution in settings.attributions),
             extra=[
-                f"{attribution.name}, at each layer: {attribution.cost}"
-                for attribution in settings.attributions
-                if attribution.cost
+                *(f"baseline, at each layer: {COST}" for _ in settings.removed_to.kinds & {"optimal"}),
+                *(f"{each.name}, at each layer: {each.cost}" for each in settings.attributions if each.cost),
             ],
         )
         self.schedule = Schedule(self.options.check, passes, self.options.every_n_epochs)

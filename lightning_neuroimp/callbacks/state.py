@@ -13,6 +13,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from lightning_neuroimp._validate import shown
 from lightning_neuroimp.clusters.choice import describe_source
 from lightning_neuroimp.results.history import Agreement
 from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
@@ -90,12 +91,20 @@ def unpack(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> tuple[
     """Return the state in a dictionary, and the reasons for which it is not used.
 
     Args:
-        state: from `pack`, of this version or an older one.
+        state: from `pack`, of this version or an older one; whatever else it is, it is a reason not to use it.
         configuration: plain values of this run; other values than in the dictionary are reasons not to use it.
 
     Returns:
         The state, a new one if there are reasons; and the reasons in words.
     """
+    try:
+        return _unpacked(state, configuration)
+    except Exception as error:  # a damaged state must not keep a training run from going on
+        return RunState(), [f"its state cannot be read ({type(error).__name__}: {shown(str(error))})"]
+
+
+def _unpacked(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> tuple[RunState, Sequence[str]]:
+    """Do what `unpack` does, and fail in any way where the state is damaged."""
     if state.get("version") == 1:
         state = _from_version_1(state)
     if state.get("version") != VERSION:
@@ -109,14 +118,56 @@ def unpack(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> tuple[
     ]
     if changed:
         return RunState(), changed
-    run = RunState(state["runs"], state["measured"], dict(state["metrics"]), dict(state["check_metrics"]))
-    run.history = [[Agreement(**entry) for entry in measurement] for measurement in state["history"]]
-    previous = state["previous"]
-    if previous is not None:
-        arrays = {name: np.asarray(previous[name].cpu().numpy()) for name in _ARRAYS}
-        means = {(site, name): mean.cpu().numpy() for site, name, mean in previous["means"]}
-        run.previous = PreviousMeasurement(previous["epoch"], means=means, **arrays)
+    metrics = [
+        {_plain_value(key, str): float(_plain_value(value, float, int)) for key, value in state[name].items()}
+        for name in ("metrics", "check_metrics")
+    ]
+    run = RunState(_plain_value(state["runs"], int), _plain_value(state["measured"], int), metrics[0], metrics[1])
+    run.history = [[_agreement(entry) for entry in measurement] for measurement in state["history"]]
+    run.previous = None if state["previous"] is None else _previous(state["previous"])
     return run, []
+
+
+def _plain_value(value: Any, *types: type) -> Any:
+    """Return a value that is of one of some types; refuse any other one."""
+    if type(value) not in types:
+        raise ValueError(f"{shown(value, 60)} is no {types[0].__name__}")
+    return value
+
+
+def _agreement(entry: Mapping[str, Any]) -> Agreement:
+    """Return one entry of the history, once its values are of the right types."""
+    found = Agreement(**entry)
+    for name, kind in (
+        ("epoch", int),
+        ("site", str),
+        ("attribution", str),
+        ("reliability", float),
+        ("stability", float),
+    ):
+        _plain_value(getattr(found, name), kind)
+    return found
+
+
+def _previous(packed: Mapping[str, Any]) -> PreviousMeasurement:
+    """Return what is needed of the measurement before, once its parts fit together."""
+    arrays = {name: np.asarray(packed[name].cpu().numpy()) for name in _ARRAYS}
+    means = {
+        (_plain_value(site, str), _plain_value(name, str)): np.asarray(mean.cpu().numpy())
+        for site, name, mean in packed["means"]
+    }
+    n_samples, n_clusters = len(arrays["sample_index"]), len(arrays["ids"])
+    shapes: dict[str, tuple[int, ...]] = {
+        "sample_index": (n_samples,),
+        "sample_fingerprint": (n_samples,),
+        "ids": (n_clusters,),
+    }
+    shapes["history"] = (len(arrays["history"]), 2)
+    wrong = [name for name, array in arrays.items() if array.dtype != np.int64 or array.shape != shapes[name]]
+    wrong += [site for (site, _), mean in means.items() if mean.dtype.kind != "f" or mean.shape[:-1] != (n_clusters,)]
+    if wrong or len(np.unique(arrays["ids"])) < n_clusters or len(np.unique(arrays["sample_index"])) < n_samples:
+        raise ValueError(f"the parts of the last measurement do not fit together: {shown(wrong, 60)}")
+    return PreviousMeasurement(_plain_value(packed["epoch"], int), means=means, **arrays)
 
 
 def _from_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +210,7 @@ def configuration_of(
         "attribution": [attribution.name for attribution in settings.attributions],
         "target": settings.explained.name,
         "target_class": settings.target_class,
-        "baseline": removed_to.kind if removed_to.kind != "constant" else f"constant {removed_to.value:g}",
+        "baseline": removed_to.identity,
         "classes": None if settings.classes is None else [str(label) for label in settings.classes],
         "class_names": list(settings.class_names),
         "max_samples": int(max_samples),

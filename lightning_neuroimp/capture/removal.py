@@ -1,24 +1,17 @@
 """Remove neurons from activations: set them to their baseline.
 
-`site.Removal` is the one object that scores and ablations share; here is what it does to tensors.
+`baselines.Baseline` is what was asked for; `site.Removal` is the one object that scores and ablations share; here is
+what it does to tensors.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_neuroimp import _validate
 from lightning_neuroimp.capture.positions import along_axis, along_positions
-from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Removal
-
-BASELINES = ("zero", "mean", "resample")
 
 _SAME_SIZE = {
     torch.float64: torch.int64,
@@ -26,45 +19,6 @@ _SAME_SIZE = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
 }
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Hold what removed neurons are set to.
-
-    Attributes:
-        kind: "zero", "mean" over the probe set, "resample" (what another sample has), or "constant".
-        value: of a constant.
-    """
-
-    kind: str
-    value: float = 0.0
-
-    @classmethod
-    def of(cls, baseline: Any) -> "Baseline":
-        """Return the baseline that a name or a number stands for.
-
-        Raises:
-            InvalidArgument: if it is neither a known name nor a finite number.
-        """
-        if isinstance(baseline, Real) and not isinstance(baseline, bool):
-            value = _validate.number("baseline", baseline)
-            return cls("constant", value) if value else cls("zero")
-        if isinstance(baseline, str) and baseline in BASELINES:
-            return cls(baseline)
-        raise InvalidArgument(f"baseline must be one of {list(BASELINES)} or a finite number, got {baseline!r}")
-
-    def channels(self, site: str, n_channels: int, means: Mapping[str, np.ndarray]) -> Float[np.ndarray, " channel"]:
-        """Return the value of each channel of a site; NaN for "resample".
-
-        Args:
-            site: the site in words.
-            n_channels: number of its channels.
-            means: mean activations per site, for "mean".
-        """
-        if self.kind == "mean":
-            return means[site]
-        return np.full(n_channels, np.nan if self.kind == "resample" else self.value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,9 +80,9 @@ def fixed(value: float, digits: int = 2) -> str:
     return "not defined" if np.isnan(value) else f"{_rounded(value, digits):.{digits}f}"
 
 
-def probability(value: float) -> str:
-    """Return a p-value or a rate with three significant digits, "-" for NaN."""
-    return "-" if np.isnan(value) else f"{value:.3g}"
+def probability(value: float, digits: int = 3) -> str:
+    """Return a p-value or a rate with three significant digits, or another number of them; "-" for NaN."""
+    return "-" if np.isnan(value) else f"{value:.{digits}g}"
 
 
 def percentage(share: float) -> str:

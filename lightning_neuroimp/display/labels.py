@@ -2,7 +2,11 @@
 
 from lightning_neuroimp.site import Removal
 
-REFERENCE_LABELS = {"activation_size": "activation size", "shared_ranking": "one ranking for all clusters"}
+REFERENCE_LABELS = {
+    "activation_size": "activation size",
+    "shared_ranking": "one ranking for all clusters",
+    "first_order": "effects to first order",
+}
 """What reference rankings are called, by their keys."""
 
 
@@ -14,7 +18,9 @@ def baseline_label(removal: Removal) -> str:
     >>> baseline_label(Removal(Site("1"), 1, "constant", np.full(3, 0.5), "margin"))
     'constant 0.5'
     """
-    return f"constant {removal.baseline_value[0]:g}" if removal.baseline == "constant" else removal.baseline
+    if removal.baseline == "constant":
+        return f"constant {removal.baseline_value[0]:g}"
+    return {"vector": "one value per channel", "reference": "a reference input"}.get(removal.baseline, removal.baseline)
 
 
 def reference_label(reference: str) -> str:

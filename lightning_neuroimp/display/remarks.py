@@ -10,9 +10,11 @@ from lightning_neuroimp.results.faithfulness import Faithfulness, Specificity
 from lightning_neuroimp.results.history import agreement
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
+from lightning_neuroimp.results.verdict import MIN_HALF
 
 _N_NEURONS = 5  # whose samples are named
 _N_SAMPLES = 3  # of each of them
+_ALIKE = 0.9  # rankings with at least this rank correlation are called alike
 
 
 def remarks(results: Results, importance: Importance) -> list[str]:
@@ -26,20 +28,28 @@ def remarks(results: Results, importance: Importance) -> list[str]:
         *(_on_ablation(results, importance.faithfulness) if importance.faithfulness is not None else []),
         *_on_halves(results, importance),
         *_on_activity(results, importance),
+        *_on_baseline(results, importance),
         *_on_randomised_weights(results, importance),
         *_on_drift(results, importance),
     ]
 
 
 def _on_ablation(results: Results, faithfulness: Faithfulness) -> list[str]:
+    other = np.isfinite(faithfulness.reference_gap[:, -1])
+    # effects to first order may be what the score itself is
+    other &= (faithfulness.reference_accuracy != faithfulness.accuracy).any((1, 2))
     gaps = ", ".join(
         f"{reference_label(reference)} {signed(gap)}"
-        for reference, gap in zip(faithfulness.references, faithfulness.reference_gap[:, -1], strict=True)
+        for reference, gap, shown in zip(faithfulness.references, faithfulness.reference_gap[:, -1], other, strict=True)
+        if shown
     )
     lds = fixed(faithfulness.lds[-1])
     if not np.isnan(faithfulness.lds[-1]):
         lds += f" (95%: {interval(faithfulness.lds_interval[-1], 2, sign=False)})"
+    if not np.isnan(faithfulness.lds_ceiling[-1]):
+        lds += f"; effects measured on the other half would have {fixed(faithfulness.lds_ceiling[-1])}"
     lines = [
+        *_on_left_out_clusters(faithfulness),
         f"Gaps of simpler rankings, to compare with {signed(faithfulness.gap[-1])}: {gaps}.",
         f"Correlation of the scores with measured effects of random removals (LDS, 1 is perfect): {lds}.",
     ]
@@ -53,6 +63,16 @@ def _on_ablation(results: Results, faithfulness: Faithfulness) -> list[str]:
     if faithfulness.specificity is not None:
         lines += _on_specificity(results, faithfulness.specificity)
     return lines
+
+
+def _on_left_out_clusters(faithfulness: Faithfulness) -> list[str]:
+    """Say how many clusters do not count in the row of all of them."""
+    of_clusters = faithfulness.samples[:, :-1]
+    if of_clusters.sum() <= faithfulness.samples[:, -1].sum():
+        return []
+    few = int(((of_clusters.min(0) < MIN_HALF) & (of_clusters.sum(0) > 0)).sum())
+    whose = "a verdict of its own" if few == 1 else "verdicts of their own"
+    return [f"The row of all clusters leaves out {counted(few, 'cluster')} with too few samples for {whose}."]
 
 
 def _on_specificity(results: Results, specificity: Specificity) -> list[str]:
@@ -97,6 +117,21 @@ def _on_activity(results: Results, importance: Importance) -> list[str]:
         for neuron in top_neurons(results, site, _N_NEURONS)
     ]
     return [f"Samples that drive top neurons most: {', '.join(driven)}."] if driven else []
+
+
+def _on_baseline(results: Results, importance: Importance) -> list[str]:
+    """Say how the ranking would change with another baseline, once per site: below the table of its first score."""
+    site = importance.site
+    if results[site] is not importance or site not in [activity.site for activity in results.activities]:
+        return []
+    activity = results.activity(site)
+    if np.isnan(activity.baseline_agreement):
+        return []
+    alike = "almost alike" if activity.baseline_agreement >= _ALIKE else "differently"
+    return [
+        f"With baseline={activity.other_baseline!r} first-order scores would rank neurons {alike} (rank correlation "
+        f"{fixed(activity.baseline_agreement)})."
+    ]
 
 
 def _on_randomised_weights(results: Results, importance: Importance) -> list[str]:

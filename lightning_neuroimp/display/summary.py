@@ -139,7 +139,7 @@ def _importance_table(results: Results, importance: Importance) -> Table:
     columns = [Column("cluster"), Column("size", numeric=True), Column("top neurons")]
     if faithfulness is not None:
         columns += [Column("gap", numeric=True), Column("95% interval"), Column("p", numeric=True)]
-        columns += [Column("q", numeric=True), Column("verdict")]
+        columns += [Column("p(m)", numeric=True), Column("q", numeric=True), Column("verdict")]
     rows = []
     for row, cluster in enumerate(table.ids.tolist()):
         top = " ".join(map(str, importance.top(cluster, N_TOP))) or "-"
@@ -151,12 +151,13 @@ def _importance_table(results: Results, importance: Importance) -> Table:
 
 
 def _judgement(faithfulness: Faithfulness, row: int) -> tuple[str, ...]:
-    """Return gap, interval, p, q and verdict of a cluster, or for row -1 of all clusters, which have no q."""
+    """Return gap, interval, p, the margin's p, q and verdict of a cluster; of all clusters, without q, for row -1."""
     return (
         signed(faithfulness.gap[row]),
         interval(faithfulness.gap_interval[row]),
         probability(faithfulness.p_value[row]),
-        "" if row < 0 else probability(faithfulness.q_value[row]),
+        probability(faithfulness.margin_p_value[row]),
+        "" if row < 0 else probability(faithfulness.q_value[row], digits=2),
         str(faithfulness.verdict[row]),
     )
 

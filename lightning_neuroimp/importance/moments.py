@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import rankdata
 from torch import Tensor
 
+from lightning_neuroimp import statistics
 from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.batches.structure import to_numpy
 
@@ -178,3 +180,95 @@ class CellMoments:
         first_order = mean if any(share[5] for share in shares) else more[0] if more else None
         effective = np.divide(sizes[0] ** 2, sizes[1], out=np.full(len(ids), np.nan), where=sizes[1] > 0)
         return CellMeans(count, mean, size, square, deviation, first_order, effective, left_out)
+
+
+class FirstOrderSums:
+    """Sum effects of removal to first order, and gradients, per cell: what the effects would be with other baselines.
+
+    An effect is the sum of (h - b) g over a neuron's channels and positions; with another baseline b' it is larger by
+    (b - b') times the sum of g. So one more sum per channel gives it exactly, without another pass. The size depends on
+    the numbers of clusters and channels, not on that of samples.
+
+    Args:
+        cells: rows of the cells, shared by the moments of all sites and scores.
+    """
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
+        self._sums = np.zeros((0, 0))  # (cell, neurons and channels)
+        self._count = np.zeros(0, np.int64)
+
+    def add(
+        self,
+        effects: Float[Tensor, "sample neuron"],
+        gradient: Float[Tensor, "sample channel"],
+        rows: Int[Tensor, " sample"],
+    ) -> None:
+        """Add a batch; samples with a value that is not finite are left out.
+
+        Args:
+            effects: of removing each neuron, to first order.
+            gradient: summed over the positions that count.
+            rows: from `Cells.of`, for this batch.
+        """
+        if not self._cells.rows:
+            return
+        dtype = torch.float32 if effects.device.type == "mps" else torch.float64
+        values = torch.cat([effects, gradient], 1).to(dtype)
+        sums = self._summed(values, rows)
+        if not np.isfinite(sums).all():
+            finite = values.isfinite().all(1)
+            rows = rows.where(finite.cpu(), -1)
+            sums = self._summed(values.where(finite[:, None], 0), rows)
+        count = torch.bincount(rows[rows >= 0], minlength=len(sums)).numpy()
+        if len(sums) > len(self._sums):  # cells that have appeared since the last batch
+            new = len(sums) - len(self._sums)
+            self._sums = np.concatenate([self._sums.reshape(-1, sums.shape[1]), np.zeros((new, sums.shape[1]))])
+            self._count = np.concatenate([self._count, np.zeros(new, np.int64)])
+        self._sums += sums
+        self._count += count
+
+    def _summed(self, values: Tensor, rows: Tensor) -> Float[np.ndarray, "cell _"]:
+        """Sum values over the samples of each cell."""
+        n_cells = len(self._cells.rows)
+        if values.device.type == "cpu":  # elsewhere the order of such a sum, and so its rounding, is left to chance
+            sums = values.new_zeros(n_cells + 1, values.shape[1])
+            return to_numpy(sums.index_add_(0, rows.where(rows >= 0, n_cells), values)[:-1])
+        weights = (torch.arange(n_cells)[:, None] == rows).to(values.device, values.dtype)
+        return to_numpy(weights @ values).astype(np.float64, copy=False)
+
+    def agreement(self, shift: Float[np.ndarray, " channel"], group: int, processes: Processes) -> float:
+        """Return the rank correlation of the effects with those for another baseline, averaged over clusters by size.
+
+        Args:
+            shift: the baseline minus the other one.
+            group: number of channels that are one neuron.
+            processes: those that have added batches.
+
+        Returns:
+            Spearman's correlation over neurons, in each cluster; NaN where effects are unknown or do not vary.
+        """
+        sums: dict[int, np.ndarray] = {}
+        counts: dict[int, int] = {}
+        for rows, cell_sums, count in processes.gather((dict(self._cells.rows), self._sums, self._count)):
+            for (_, cluster), row in rows.items():
+                if row < len(count) and count[row]:
+                    sums[cluster] = sums.get(cluster, 0) + cell_sums[row]
+                    counts[cluster] = counts.get(cluster, 0) + int(count[row])
+        if not sums:
+            return float("nan")
+        totals = np.stack(list(sums.values()))
+        effects, gradient = totals[:, : -len(shift)], totals[:, -len(shift) :]
+        moved = (shift * gradient).reshape(*effects.shape, group).sum(2)
+        size = np.array([counts[cluster] for cluster in sums])
+        return float(statistics.weighted_mean(_rank_correlations(effects, effects + moved), size))
+
+
+def _rank_correlations(
+    one: Float[np.ndarray, "cluster neuron"], other: Float[np.ndarray, "cluster neuron"]
+) -> Float[np.ndarray, " cluster"]:
+    """Compute Spearman's rank correlation in each row: `statistics.rank_correlation` of all clusters at once."""
+    away = [ranks - ranks.mean(1, keepdims=True) for ranks in (rankdata(part, axis=1) for part in (one, other))]
+    product, length = (away[0] * away[1]).sum(1), np.sqrt((away[0] ** 2).sum(1) * (away[1] ** 2).sum(1))
+    known = np.isfinite(one).all(1) & np.isfinite(other).all(1) & (length > 0)
+    return np.divide(product, length, out=np.full(len(one), np.nan), where=known)

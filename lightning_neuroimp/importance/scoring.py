@@ -17,7 +17,13 @@ from lightning_neuroimp.capture.forward import Prediction
 from lightning_neuroimp.capture.gradients import differentiate, no_path
 from lightning_neuroimp.capture.nonlinearity import Nonlinearity, followed_by
 from lightning_neuroimp.capture.outputs import may_be_probabilities
-from lightning_neuroimp.capture.positions import along_axis, along_positions, chosen_positions, padding_note
+from lightning_neuroimp.capture.positions import (
+    along_axis,
+    along_positions,
+    chosen_positions,
+    padding_note,
+    sum_positions,
+)
 from lightning_neuroimp.capture.removal import BatchRemoval, baseline_of
 from lightning_neuroimp.capture.sample_table import SampleTable, gather_tables
 from lightning_neuroimp.capture.subject import Subject
@@ -33,7 +39,7 @@ from lightning_neuroimp.importance.attributions.first_order import gradient_x_ac
 from lightning_neuroimp.importance.attributions.registry import Attribution
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 from lightning_neuroimp.importance.attributions.suffix_target import SuffixTarget
-from lightning_neuroimp.importance.moments import CellMoments, Cells
+from lightning_neuroimp.importance.moments import CellMoments, Cells, FirstOrderSums
 from lightning_neuroimp.results.activity import SiteActivity
 from lightning_neuroimp.site import Removal, Site
 
@@ -79,6 +85,7 @@ class Scores:
         moments: moments of this process by site and attribution.
         removals: the removal at each site.
         activities: summary of the activations of each site; empty without details.
+        first_orders: this process's effects to first order by site, to compare baselines.
         skipped: why optional sites were skipped, by site.
         remarks: what a reader should know about padding, by site.
         bounded: whether all logits lie between 0 and 1, as probabilities do.
@@ -89,6 +96,7 @@ class Scores:
     moments: dict[tuple[str, str], CellMoments]
     removals: dict[str, Removal]
     activities: tuple[SiteActivity, ...]
+    first_orders: dict[str, FirstOrderSums]
     skipped: dict[str, str]
     remarks: dict[str, str]
     bounded: bool
@@ -131,6 +139,7 @@ class ImportancePass:
             for attribution in request.attributions
         }
         self._activities: dict[str, ActivityMoments] = {}
+        self._first_orders: dict[str, FirstOrderSums] = {}
         self._recorders: dict[str, SuffixRecorder] = {}
         self._next: dict[str, Nonlinearity | None] = {}  # the function that takes a site's values next
         self._remarks: dict[str, str] = {}
@@ -244,6 +253,9 @@ class ImportancePass:
         if request.details:
             self._activities[name].add(batch.activation, batch.positions, batch.index, batch.deviation)
             first_order = gradient_x_activation(batch) if request.gradients else None
+        if first_order is not None and batch.gradient is not None and request.donors is None:
+            summed = sum_positions(batch.gradient, batch.axis)  # zero where positions do not count
+            self._first_orders.setdefault(name, FirstOrderSums(self._cells)).add(first_order, summed, rows)
         deviation = batch.sum_positions(batch.deviation.abs())
         if factor is not None:
             assert batch.gradient is not None
@@ -369,6 +381,7 @@ class ImportancePass:
             self._moments,
             removals,
             tuple(seen),
+            {name: self._first_orders.get(name) or FirstOrderSums(self._cells) for name in removals},
             dict(self._cache.skipped),
             dict(self._remarks),
             all(processes.gather(self._bounded)),

@@ -29,6 +29,11 @@ class SiteActivity(Record):
         derivative_error: share of removal's effect on the output of that function that its derivative misses: the sum
             of the positive parts of |f(h) - f(b)| - |(h - b) f'(h)|, over the sum of |f(h) - f(b)|, for all neurons of
             the first 64 samples of each process; NaN without such a function.
+        other_baseline: the baseline with which scores are compared: "mean", or "zero" where the baseline is the mean;
+            "" where nothing was compared.
+        baseline_agreement: rank correlation of the effects of removal to first order with those that the other baseline
+            would give, over a cluster's neurons, averaged over clusters by size; NaN where no gradients were computed,
+            for resampled baselines, and where effects do not vary.
 
     >>> import torch
     >>> from lightning_neuroimp import neuron_importance
@@ -48,6 +53,8 @@ class SiteActivity(Record):
     top_values: Float[np.ndarray, "neuron top"]
     nonlinearity: str = ""
     derivative_error: float = float("nan")
+    other_baseline: str = ""
+    baseline_agreement: float = float("nan")
 
     def distance(self, baseline: Float[np.ndarray, " channel"]) -> Float[np.ndarray, " channel"]:
         """Return the distance of a baseline from each channel's mean, in standard deviations.

@@ -28,6 +28,8 @@ def disagreements(clusters: ClusterTable, importances: Sequence[Importance]) -> 
         if not np.array_equal(importance.cluster_ids, clusters.ids):
             yield f"{where}.cluster_ids must be those of the clusters, found {importance.cluster_ids.tolist()[:20]}"
         yield from _sizes(where, 2, half_mean=len(importance.half_mean))
+        if importance.cluster_names != clusters.names:
+            yield f"{where}.cluster_names must be those of the clusters, found {list(importance.cluster_names[:20])}"
         yield from _sizes(where, removal.n_neurons, half_mean=importance.half_mean.shape[2])
         yield from _sizes(f"{where}.reliability", n_clusters, split_half=len(importance.reliability.split_half))
         if drift is not None:

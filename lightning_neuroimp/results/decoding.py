@@ -4,7 +4,6 @@ Reading goes in two steps, so that files of older versions can be upgraded in be
 `Node`s, whose classes and fields need not exist any more; `build` turns the tree into records, or raises `Malformed`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -39,12 +38,12 @@ class Node:
     fields: dict[str, Any]
 
 
-def parse(tree: Any, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Any:
+def parse(tree: Any, arrays: dict[str, Shaped[np.ndarray, "..."]]) -> Any:
     """Turn the JSON of a header into nodes, tuples, dictionaries, arrays and plain values.
 
     Args:
         tree: a value that JSON can hold.
-        arrays: the arrays that it refers to, by key.
+        arrays: the arrays that it refers to, by key; each is taken out when it is referred to, which must happen once.
 
     Raises:
         Malformed: if the tree is not made of what is written by `files.save`.
@@ -54,8 +53,11 @@ def parse(tree: Any, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Any:
     match tree:
         case {"array": str(key), **rest} if not rest:
             if key not in arrays:
-                raise Malformed(f"the header refers to an array {shown(key, _LONGEST)} that the file does not hold")
-            return arrays[key]
+                raise Malformed(
+                    f"the header refers to an array {shown(key, _LONGEST)} that the file does not hold, or refers to "
+                    "it twice"
+                )
+            return arrays.pop(key)
         case {"tuple": list(items), **rest} if not rest:
             return tuple(parse(item, arrays) for item in items)
         case {"dict": dict(items), **rest} if not rest:

@@ -95,11 +95,12 @@ class Faithfulness(Record):
 
     Each cluster has two halves; neurons are ranked on one and ablated on the other, both ways, and the outcomes of the
     two are pooled. Axes named `row` have one entry per cluster, in the order of the cluster table, and a last one for
-    all clusters, weighted by their sizes: `faithfulness.gap[-1]` is the gap of the layer.
+    all clusters, weighted by their sizes in the probe set: `faithfulness.gap[-1]` is the gap of the layer. Clusters
+    with too few samples for a verdict of their own are left out of it, unless they are most of the samples.
 
     Attributes:
         removed: number of removed neurons at each point of the curves.
-        samples: number of ablated samples.
+        samples: number of ablated samples; in the last row those of the clusters that count there.
         intact_accuracy: accuracy with all neurons, 0 to 1.
         intact_margin: mean margin with all neurons, in logits.
         accuracy: the deletion curve, most important neurons first.
@@ -107,24 +108,32 @@ class Faithfulness(Record):
         random_accuracy: the deletion curve of each random order: the rankings of all clusters and halves themselves,
             with the names of the neurons permuted, by one permutation in each order.
         random_margin: its mean margin.
-        references: keys of the reference rankings: "activation_size" (mean |activation - baseline|) and
-            "shared_ranking" (one ranking for all clusters).
-        reference_accuracy: their deletion curves.
+        references: keys of the reference rankings: "activation_size" (mean |activation - baseline|), "shared_ranking"
+            (one ranking for all clusters) and "first_order" (the effect of removal to first order).
+        reference_accuracy: their deletion curves; NaN where there were no gradients for the last one.
         gap: unweighted mean over `removed` of (mean accuracy under random removal - deletion curve), in accuracy
             (0 to 1); positive is faithful.
         relative_gap: gap over the mean accuracy under random removal.
         p_value: fraction of the random orders (counting the ranking itself) whose gap is at least as large.
         p_value_worse: fraction whose gap is at most as large.
+        margin_gap: the gap in margin, in logits: unweighted mean over `removed` of (mean margin under random removal -
+            mean margin of the deletion curve), over the samples whose margins are all finite.
+        margin_p_value: as `p_value`, of the margin's gap.
+        margin_p_value_worse: as `p_value_worse`, of the margin's gap.
         q_value: smallest false discovery rate, over all clusters, sites and attributions of the measurement, at which
             the cluster's gap is a discovery (Benjamini-Hochberg, or Benjamini-Yekutieli on request); NaN in the last
             row, which is not one of these tests.
         verdict: whether ablation supports the ranking, a `Verdict` for each row.
         lds: linear datamodeling score: correlation, over random removals of a tenth of the neurons, of the sum of
             their scores with the measured fall of the margin; mean over the halves.
+        lds_ceiling: how well these falls can be predicted from those of another half as large: the LDS that measured
+            effects would have, 0 to 1; NaN where nothing falls.
         reference_gap: gap of each reference ranking.
+        reference_margin_gap: its gap in margin, in logits.
         reference_interval: 95% interval of (gap - gap of each reference ranking), over the samples.
         alternatives: keys of other scores that the same pass gave, without removals of their own: "absolute_values",
-            "activation_size" and "first_order", the effect of removal to first order.
+            "activation_size", "first_order", the effect of removal to first order, and "shared_scores", the mean over
+            all clusters.
         alternative_lds: their LDS.
         alternative_interval: 95% interval of (LDS of each alternative - LDS), over the random orders.
         gap_interval: 95% interval of the gap, over samples (or groups of them) and random orders, with the rankings
@@ -135,7 +144,8 @@ class Faithfulness(Record):
         srg_interval: its 95% interval over the samples.
         greedy_accuracy: deletion curve of a greedy order; None where it was not asked for.
         normalised_gap: gap over that of the greedy order; NaN where that is not positive.
-        n_draws: number of random orders that were asked for; fewer were made where all was decided before.
+        n_draws: number of random orders that were asked for, or of all that there are; fewer were made where all was
+            decided before.
         specificity: None where it was not asked for.
 
     References:
@@ -164,10 +174,15 @@ class Faithfulness(Record):
     relative_gap: Float[np.ndarray, " row"]
     p_value: Float[np.ndarray, " row"]
     p_value_worse: Float[np.ndarray, " row"]
+    margin_gap: Float[np.ndarray, " row"]
+    margin_p_value: Float[np.ndarray, " row"]
+    margin_p_value_worse: Float[np.ndarray, " row"]
     q_value: Float[np.ndarray, " row"]
     verdict: tuple[Verdict, ...]
     lds: Float[np.ndarray, " row"]
+    lds_ceiling: Float[np.ndarray, " row"]
     reference_gap: Float[np.ndarray, "reference row"]
+    reference_margin_gap: Float[np.ndarray, "reference row"]
     reference_interval: Float[np.ndarray, "reference row 2"]
     alternatives: tuple[str, ...]
     alternative_lds: Float[np.ndarray, "alternative row"]

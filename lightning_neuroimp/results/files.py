@@ -5,13 +5,10 @@ is `{"class": name, "fields": {...}}`, an array `{"array": key}`, a tuple `{"tup
 `{"dict": {...}}`, an infinity `{"float": "Infinity"}`, and NaN is null.
 """
 
-import io
 import json
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +18,15 @@ from jaxtyping import Shaped
 
 from lightning_neuroimp._validate import shown
 from lightning_neuroimp.errors import FileFormatError
+from lightning_neuroimp.results.archive import read_archive, write_archive
 from lightning_neuroimp.results.decoding import Malformed, Node, build, parse
+from lightning_neuroimp.results.temporary import temporary_file
 
 T = TypeVar("T")
+
+_MOST_PARTS = 2**18
+"""Upper bound on the number of values in a header, which take more memory than their text: there are about a hundred
+for each layer and score."""
 
 Upgrades = Mapping[int, Callable[[Node], None]]
 """For each older version that can be read, the function that turns its tree into one of the next version, in place."""
@@ -38,7 +41,7 @@ def save(value: Any, path: str | os.PathLike[str], kind: str, version: int) -> N
         kind: what the file holds, for `load`.
         version: version of its format.
     """
-    with _temporary(Path(path).parent, _content(value, kind, version)) as temporary:
+    with temporary_file(Path(path).parent, _content(value, kind, version)) as temporary:
         os.replace(temporary, path)
 
 
@@ -61,7 +64,7 @@ def save_new(value: Any, candidates: Iterable[str | os.PathLike[str]], kind: str
     first = next(paths, None)
     if first is None:
         raise FileExistsError("no path was given to write to")
-    with _temporary(first.parent, _content(value, kind, version)) as temporary:
+    with temporary_file(first.parent, _content(value, kind, version)) as temporary:
         last = first
         for path in _chain(first, paths):
             if _claim(temporary, path):
@@ -89,8 +92,8 @@ def load(path: str | os.PathLike[str], kind: str, version: int, record: type[T],
         header, arrays = _read(name)
         found, number = header.get("format"), header.get("version")
     except Exception as error:
-        # foreign files fail in any way inside zipfile, NumPy and JSON; errors of the disk are another matter
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        # foreign headers fail in any way inside JSON; errors of the disk are another matter
+        if isinstance(error, MemoryError | OSError):
             raise
         raise FileFormatError(f"{name!r} does not hold results of lightning_neuroimp: {shown(error)}") from error
     known = [*sorted(upgrades), version]
@@ -105,17 +108,22 @@ def load(path: str | os.PathLike[str], kind: str, version: int, record: type[T],
         for older_version in range(number, version):
             _upgrade(tree, older_version, upgrades)
         result: T = build(tree, record, "results")
+        if arrays:
+            raise Malformed(f"it holds arrays that its header does not refer to: {shown(sorted(arrays), 60)}")
         return result
     except (Malformed, RecursionError) as error:
         raise FileFormatError(f"{name!r} is not a valid file of version {number}: {error}") from error
 
 
 def _read(path: str | bytes) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "..."]]]:
-    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
+    with open(path, "rb") as raw:
+        arrays = read_archive(raw)
     if "header" not in arrays:
         raise Malformed(f"it has no header, only {shown(sorted(arrays))}")
-    header = json.loads(arrays.pop("header").tobytes())
+    text = arrays.pop("header").tobytes()
+    if max(text.count(part) for part in (b"{", b"[", b",")) > _MOST_PARTS:
+        raise Malformed("its header has more parts than that of any results")
+    header = json.loads(text)
     if not isinstance(header, dict):
         raise Malformed(f"its header must be an object, found {shown(header)}")
     return header, arrays
@@ -134,9 +142,7 @@ def _content(value: Any, kind: str, version: int) -> bytes:
     arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
     tree = _encode(value, arrays)
     header = json.dumps({"format": kind, "version": version, "results": tree}, allow_nan=False).encode()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, header=np.frombuffer(header, np.uint8), **arrays)
-    return buffer.getvalue()
+    return write_archive({"header": np.frombuffer(header, np.uint8), **arrays})
 
 
 def _encode(value: Any, arrays: dict[str, Any]) -> Any:
@@ -156,22 +162,6 @@ def _encode(value: Any, arrays: dict[str, Any]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else {"float": "Infinity" if value > 0 else "-Infinity"}
     return value
-
-
-@contextmanager
-def _temporary(folder: Path, content: bytes) -> Iterator[Path]:
-    """Write a file of a unique name, and remove it at the end where it has not been moved."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # not tempfile's, whose files nobody else may read
-    path = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with open(path, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _claim(temporary: Path, path: Path) -> bool:

@@ -39,6 +39,7 @@ class Importance(Record):
         reliability: agreement of the halves.
         drift: change since the last measured epoch; None without one.
         faithfulness: how removal supports the ranking; None where it was not measured.
+        cluster_names: names of the clusters, in the order of the rows.
 
     References:
         Kish, "Survey Sampling", 1965 (effective sample size).
@@ -66,6 +67,7 @@ class Importance(Record):
     reliability: Reliability
     drift: Drift | None = None
     faithfulness: Faithfulness | None = None
+    cluster_names: tuple[str, ...] = ()
 
     @property
     def site(self) -> str:
@@ -103,25 +105,35 @@ class Importance(Record):
         count = self.count.sum(0)[:, None].astype(float)
         return self.std / np.sqrt(np.where(count > 1, count - 1, np.nan))
 
-    def row(self, cluster: SupportsIndex) -> int:
+    def row(self, cluster: SupportsIndex | str) -> int:
         """Return the row of a cluster.
 
         Args:
-            cluster: id of the cluster.
+            cluster: id or name of the cluster.
 
         Raises:
             KeyError: if there is no such cluster.
         """
+        if isinstance(cluster, str):
+            if self.cluster_names.count(cluster) == 1:
+                return self.cluster_names.index(cluster)
+            several = cluster in self.cluster_names
+            hint = (
+                f"several have this name; pass one of the ids {self.cluster_ids.tolist()}"
+                if several
+                else _validate.closest(cluster, self.cluster_names, "clusters")
+            )
+            raise KeyError(f"no cluster {_validate.shown(cluster)} at {self.site!r}: {hint}")
         found = np.flatnonzero(self.cluster_ids == int(cluster))
         if not len(found):
             raise KeyError(f"no cluster {cluster} at {self.site!r}: the clusters are {self.cluster_ids.tolist()}")
         return int(found[0])
 
-    def top(self, cluster: SupportsIndex, k: int = 10) -> Int[np.ndarray, " top"]:
+    def top(self, cluster: SupportsIndex | str, k: int = 10) -> Int[np.ndarray, " top"]:
         """Return the numbers of the most important neurons of a cluster, best first.
 
         Args:
-            cluster: id of the cluster.
+            cluster: id or name of the cluster, such as `0` or `"label 0"`.
             k: upper bound on the number of neurons.
 
         Returns:

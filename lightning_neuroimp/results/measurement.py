@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,9 @@ from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.older_versions import from_version_4, from_version_5, from_version_6
 from lightning_neuroimp.results.record import Record
 from lightning_neuroimp.site import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT, VERSION = "lightning_neuroimp.results", 7
 UPGRADES = {4: from_version_4, 5: from_version_5, 6: from_version_6}
@@ -137,6 +140,10 @@ class Results(Record, Mapping[tuple[str, str], Importance]):
     def __len__(self) -> int:
         return len(self.importances)
 
+    def _ipython_key_completions_(self) -> list[Any]:
+        """Return the keys that notebooks and consoles complete: sites, and pairs of site and score."""
+        return [*self.sites, *self]
+
     def __repr__(self) -> str:
         lines = [_line(importance) for importance in self.importances]
         if len(lines) > _MOST_LINES:
@@ -171,6 +178,21 @@ class Results(Record, Mapping[tuple[str, str], Importance]):
         from lightning_neuroimp.display.summary import summary
 
         return summary(self, all_findings=all_findings)
+
+    def to_frame(self, rows: Literal["neurons", "clusters", "layers"] = "neurons") -> "pd.DataFrame":
+        """Return the results as a tidy data frame of pandas.
+
+        Args:
+            rows: "neurons": one row for each neuron of each site, score and cluster; "clusters": one for each site,
+                score and cluster; "layers": one for each site and score. `display.frames.to_frame` lists the columns.
+
+        Raises:
+            InvalidArgument: if `rows` has another value.
+            MissingPackage: if pandas is not installed.
+        """
+        from lightning_neuroimp.display.frames import to_frame
+
+        return to_frame(self, rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one `.npz` file: arrays, and JSON for the rest; no pickle, and never half a file.

@@ -106,4 +106,18 @@ def from_version_5(results: Node) -> None:
 
 
 def from_version_6(results: Node) -> None:
-    """Turn a tree of version 6 into one of version 7."""
+    """Turn a tree of version 6 into one of version 7.
+
+    New in version 7: faithfulness has tests of the margin's gap, and the ceiling of the LDS; activities
+    say how a ranking would change with another baseline; importances know the names of the clusters.
+    """
+    for activity in results.fields["activities"]:
+        activity.fields |= {"other_baseline": "", "baseline_agreement": np.nan}
+    for importance in results.fields["importances"]:
+        importance.fields["cluster_names"] = results.fields["clusters"].fields["names"]
+        if importance.fields["faithfulness"] is not None:
+            content = importance.fields["faithfulness"].fields
+            unknown = np.full(len(content["gap"]), np.nan)
+            for name in ("margin_gap", "margin_p_value", "margin_p_value_worse", "lds_ceiling"):
+                content[name] = unknown
+            content["reference_margin_gap"] = np.full(np.shape(content["reference_gap"]), np.nan)

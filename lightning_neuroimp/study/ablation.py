@@ -15,9 +15,10 @@ from torch import nn
 from lightning_neuroimp.ablation.control import RandomControl
 from lightning_neuroimp.ablation.early_stopping import rounds
 from lightning_neuroimp.ablation.greedy import greedy_orders
-from lightning_neuroimp.ablation.judge import LDS_FRACTION, Judge
+from lightning_neuroimp.ablation.judge import Judge
 from lightning_neuroimp.ablation.orders import choose_samples, plan_orders
 from lightning_neuroimp.ablation.outcomes import CellBatch, Outcomes, ablate_orders
+from lightning_neuroimp.ablation.predictions import LDS_FRACTION
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
 from lightning_neuroimp.ablation.specificity import judge_specificity, specificity_orders
 from lightning_neuroimp.batches.numbers import rows_of
@@ -201,7 +202,7 @@ class _Check:
         notes = []
         if recorder.reason is not None:
             notes.append(f"{removal.site}: each ablation ran the whole network, because {recorder.reason}")
-        asked = self.settings.n_random
+        asked = judge.control.n_draws
         for place, importance in enumerate(importances):
             made = len(judge.control.runs(place))
             if made < asked:
@@ -232,7 +233,7 @@ class _Check:
             greedy = greedy_orders(recorder, self._batches(), removed, n_cells, processes=processes)
         planned = plan_orders(importances, settings, greedy)
         control = RandomControl([planned.orders[own] for own in planned.own], removed, settings.n_random, seed)
-        first, *later = rounds(settings.n_random)
+        first, *later = [control.n_draws] if control.exhaustive else rounds(control.n_draws)
         orders = [*planned.orders, *control.extend(range(len(importances)), first, len(planned.orders))]
         outcomes = self._first_round(recorder, orders, removed)
         judge = Judge(importances, outcomes, planned, control, self._groups(outcomes))

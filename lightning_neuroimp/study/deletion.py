@@ -13,10 +13,10 @@ from lightning_neuroimp.ablation.outcomes import ablate_orders
 from lightning_neuroimp.ablation.settings import AblationFaithfulness
 from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.batches.structure import to_device
+from lightning_neuroimp.capture.baselines import Baseline, BaselineLike
 from lightning_neuroimp.capture.cache import ActivationCache
 from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
-from lightning_neuroimp.capture.removal import Baseline
 from lightning_neuroimp.capture.sites import find_sites
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.suffix.randomness import RandomSources
@@ -25,6 +25,7 @@ from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.results.faithfulness import DeletionCurve
 from lightning_neuroimp.site import Removal, Site
 from lightning_neuroimp.statistics import points
+from lightning_neuroimp.study.baselines import averaged_sites, baseline_values
 from lightning_neuroimp.study.probing import draw_probe
 from lightning_neuroimp.study.survey import survey
 
@@ -36,7 +37,7 @@ def deletion_curve(
     *,
     layer: str | Site,
     fractions: Sequence[float] = AblationFaithfulness.fractions,
-    baseline: str | float = "zero",
+    baseline: BaselineLike = "zero",
     forward_fn: ForwardFn | None = None,
     max_samples: int = 512,
     batch_size: int | None = None,
@@ -54,7 +55,7 @@ def deletion_curve(
         ranking: number of every neuron once, first removed first; the reverse gives a least-important-first curve.
         layer: name or `Site` of the layer whose neurons are removed.
         fractions: shares of the neurons to remove, each rounded up, without repeats.
-        baseline: what a removed neuron is set to: "zero", "mean" over the probe set, "resample", or a number.
+        baseline: what a removed neuron is set to, as in `neuron_importance`.
         forward_fn: as in `neuron_importance`.
         max_samples: upper bound on the number of samples in the probe set.
         batch_size: as in `neuron_importance`.
@@ -79,11 +80,12 @@ def deletion_curve(
     if len(sites) > 1:
         names = ", ".join(map(str, sites[:4]))
         raise InvalidArgument(f"layer must name one layer, got {len(sites)}: {names}; pass one of them")
+    removed_to.require_sites(sites)
     order = np.asarray(ranking, np.int64).reshape(-1)
     with undisturbed(model):
         probe = draw_probe(batches, max_samples=max_samples, max_bytes=2**62, seed=seed, ignore_index=ignore_index)
         subject = Subject(model, probe, forward_fn, batch_size)
-        removal = _removal(subject, layer, removed_to)
+        removal = _removal(subject, layer, removed_to, seed)
         _require_each_once(order, removal)
         removed = points(settings.fractions, removal.n_neurons)
         recorder = subject.recorder(removal, subject.donors(removal.baseline, seed))
@@ -98,8 +100,8 @@ def deletion_curve(
     )
 
 
-def _removal(subject: Subject, asked: str | Site, baseline: Baseline) -> Removal:
-    """Return the removal at a site, with the axis and size seen on the first batch, and the means over all."""
+def _removal(subject: Subject, asked: str | Site, baseline: Baseline, seed: int) -> Removal:
+    """Return the removal at a site, with the axis and size seen on the first batch, and the baseline over all."""
     trial = try_out(subject, asked)
     ((name, site),) = trial.sites.items()
     if trial.random_spread:
@@ -110,8 +112,10 @@ def _removal(subject: Subject, asked: str | Site, baseline: Baseline) -> Removal
         with cache.record(subject.model, len(index), subject.rows(len(index))):
             subject.predict(to_device(batch, subject.device), len(index))
         axis, n_channels = cache.axes[name], cache.outputs[name].shape[cache.axes[name]]
-    means = survey(subject, trial, {name: site}, "label").means if baseline.kind == "mean" else {}
-    return Removal(site, axis, baseline.kind, baseline.channels(name, n_channels, means), "margin")
+    sites = averaged_sites(baseline, {name: site})
+    surveyed = survey(subject, trial, sites, "label", spread=baseline.kind == "optimal") if sites else None
+    values = baseline_values(subject, baseline, {name: site}, trial, surveyed, "label", seed)
+    return Removal(site, axis, baseline.at(name).kind, baseline.channels(name, n_channels, values), "margin")
 
 
 def _require_each_once(order: Int[np.ndarray, " number"], removal: Removal) -> None:

@@ -18,6 +18,7 @@ from lightning_neuroimp.batches.numbers import are_copies
 from lightning_neuroimp.batches.probe import ProbeSet, Stratify
 from lightning_neuroimp.batches.processes import Gather, Processes, alone
 from lightning_neuroimp.batches.progress import Progress, resolve_progress
+from lightning_neuroimp.capture.baselines import BaselineLike
 from lightning_neuroimp.capture.embedding import EmbeddingReader
 from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
@@ -40,15 +41,15 @@ from lightning_neuroimp.clusters.halves import Halves, SampleGroups, assign_grou
 from lightning_neuroimp.clusters.identities import keep_identities
 from lightning_neuroimp.clusters.table import ClusterNaming, cluster_table
 from lightning_neuroimp.errors import InvalidArgument
-from lightning_neuroimp.importance.agreement import drift, reliability
 from lightning_neuroimp.importance.attributions.registry import Attribution, AttributionFn
 from lightning_neuroimp.importance.scoring import ImportancePass, ScoreRequest, Scores
 from lightning_neuroimp.results.conditions import Conditions
 from lightning_neuroimp.results.findings.diagnosis import diagnose
-from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 from lightning_neuroimp.site import Removal, Site
+from lightning_neuroimp.study.aggregation import aggregate
+from lightning_neuroimp.study.baselines import averaged_sites, baseline_values, compare_baselines
 from lightning_neuroimp.study.notes import importance_notes
 from lightning_neuroimp.study.probing import draw_probe, same_samples
 from lightning_neuroimp.study.settings import ImportanceSettings
@@ -67,7 +68,7 @@ def neuron_importance(
     ),
     target: str | TargetFn = "margin",
     target_class: str | int = "label",
-    baseline: str | float = "zero",
+    baseline: BaselineLike = "zero",
     classes: Collection[int | str] | None = None,
     class_names: Sequence[str] = (),
     groups: BatchFn | None = None,
@@ -87,7 +88,7 @@ def neuron_importance(
     """Compute the importance of every neuron of the given layers for every cluster of samples.
 
     Takes one forward and one backward pass per batch of the probe set for all layers and attributions together. A
-    forward pass is made before it if KMeans needs embeddings, if the baseline is the mean, or if samples have several
+    forward pass is made before it if KMeans needs embeddings, if a baseline is the mean, or if samples have several
     shapes or are spread over processes (the halves of the clusters must not depend on that); another one is made with
     it if the baseline is resampled. Before all, a few passes over up to six samples settle which axes hold what.
 
@@ -104,7 +105,10 @@ def neuron_importance(
         target_class: class whose target is explained: each sample's "label", the class "predicted" for it, or one
             class for all, by its number. Accuracies are agreement with that class.
         baseline: what a removed neuron is set to: "zero", "mean" over the probe set, "resample" (what another sample
-            has), or a number.
+            has), "optimal" (one vector per layer that keeps the cross entropy least under random removals: for each
+            layer 32 times a forward pass, and a forward and backward pass of what follows it), a number, a vector with
+            one number per channel, a mapping from layers to "zero", "mean", numbers or vectors, or
+            `ReferenceInput(...)`.
         classes: labels (numbers, or names in `class_names`) of the samples that are drawn and clustered; None: all.
         class_names: names of all classes, for tables.
         groups: `batch -> one integer or string per sample`; samples with equal values, such as patients or copies of
@@ -141,7 +145,7 @@ def neuron_importance(
     settings = ImportanceSettings(
         layers, clusters, attribution, target, target_class, baseline, classes, class_names, groups, seed, ignore_index
     )
-    find_sites(model, settings.layers)  # to refuse a wrong name before anything is drawn
+    settings.removed_to.require_sites(find_sites(model, settings.layers))  # before anything is drawn
     with undisturbed(model):
         # drawn inside, as iterating over a DataLoader advances torch's random state
         probe = draw_probe(
@@ -205,20 +209,21 @@ def survey_where_needed(
     subject: Subject, settings: ImportanceSettings, trial: Trial, embedding: EmbeddingReader
 ) -> Survey | None:
     """Survey the samples if embeddings, means or an order of all samples are needed first; None if not."""
-    averaged = settings.removed_to.kind == "mean"
+    sites = averaged_sites(settings.removed_to, sites_of(subject, settings, trial))
     # a pass meets samples by shape and by process; to deal them to halves in an order that does not depend on these,
     # clusters and correctness must be known before
     several_shapes = subject.processes.gather(len(subject.probe.stacks) > 1)
     scattered = settings.groups is None and (any(several_shapes) or len(several_shapes) > 1)
-    if settings.kmeans is None and not averaged and not scattered:
+    if settings.kmeans is None and not sites and not scattered:
         return None
     return survey(
         subject,
         trial,
-        sites_of(subject, settings, trial) if averaged else {},
+        sites,
         settings.target_class,
         embedding,
         embedding_required=settings.kmeans is not None,
+        spread=settings.removed_to.kind == "optimal",
     )
 
 
@@ -297,22 +302,23 @@ def score_neurons(
     clustered: Clustered,
     embedding: EmbeddingReader,
 ) -> Scores:
-    """Make the importance pass, with baselines that are means taken from the survey."""
+    """Compute the baselines, as far as they follow from samples, and make the importance pass."""
     sites = sites_of(subject, settings, trial)
     baseline, target = settings.removed_to, settings.explained
-    means = {} if surveyed is None else surveyed.means
+    values = baseline_values(subject, baseline, sites, trial, surveyed, settings.target_class, settings.seed)
 
     def removal_of(site: str, axis: int, n_channels: int) -> Removal:
         """Return the removal at a site, once its axis and number of channels are known."""
-        value = baseline.channels(site, n_channels, means)
+        value, kind = baseline.channels(site, n_channels, values), baseline.at(site).kind
         where = replace(sites[site], optional=False)
-        return Removal(where, axis, baseline.kind, value, target.name, settings.target_class, target.kind)
+        return Removal(where, axis, kind, value, target.name, settings.target_class, target.kind)
 
     donors = subject.donors(baseline.kind, settings.seed)
     request = ScoreRequest(
         sites, settings.attributions, target, settings.target_class, removal_of, settings.seed, trial, donors
     )
-    return ImportancePass(subject, request).run(clustered.assignment, embedding)
+    scores = ImportancePass(subject, request).run(clustered.assignment, embedding)
+    return compare_baselines(subject, scores, surveyed)
 
 
 def collect_results(
@@ -343,13 +349,14 @@ def collect_results(
     naming = clustered.naming if by_class is None else replace(clustered.naming, names=by_class.names(ids))
     if settings.kmeans is None:
         validate_count(len(ids))  # while the batches came, each process counted its own only
-    importances = aggregate(subject, settings, scores, ids, before)
+    table = cluster_table(samples, ids, naming, before)
+    importances = aggregate(subject, settings, scores, table, before)
     sample_group = None
     if clustered.groups is not None:
         sample_group = clustered.groups.number[np.argsort(clustered.groups.index, kind="stable")]
     return Results(
         importances=importances,
-        clusters=cluster_table(samples, ids, naming, before),
+        clusters=table,
         sample_index=samples.index,
         sample_fingerprint=samples.fingerprint,
         sample_label=samples.label,
@@ -367,34 +374,3 @@ def collect_results(
         activities=scores.activities,
         sample_group=sample_group,
     )
-
-
-def aggregate(
-    subject: Subject,
-    settings: ImportanceSettings,
-    scores: Scores,
-    ids: Int[np.ndarray, " cluster"],
-    before: PreviousMeasurement | None,
-) -> tuple[Importance, ...]:
-    """Average the scores over cells: return the importance at each site for each attribution."""
-    found = []
-    for site, removal in scores.removals.items():
-        for attribution in settings.attributions:
-            moments = scores.moments[site, attribution.name].means(ids, removal.n_neurons, subject.processes)
-            importance = Importance(
-                removal=removal,
-                attribution=attribution.name,
-                attribution_kind=attribution.kind,
-                cluster_ids=ids,
-                count=moments.count,
-                half_mean=moments.mean,
-                half_abs_mean=moments.abs_mean,
-                half_square_mean=moments.square_mean,
-                half_deviation=moments.deviation,
-                half_first_order=moments.first_order,
-                effective_samples=moments.effective_samples,
-                non_finite=moments.left_out,
-                reliability=reliability(moments.mean, moments.count),
-            )
-            found.append(importance if before is None else replace(importance, drift=drift(importance, before)))
-    return tuple(found)

@@ -30,6 +30,7 @@ from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
 from lightning_neuroimp.site import OWN
+from lightning_neuroimp.study.aggregation import cell_means
 from lightning_neuroimp.study.probing import draw_again
 
 MAX_STAGES = 6
@@ -178,15 +179,18 @@ def measure_randomisation(
     _make_plain(shuffled)
     stages, generator = _stages(shuffled), torch.Generator().manual_seed(seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
+    by_name = {attribution.name: attribution for attribution in attributions}
     for stage in stages:
         _shuffle(stage, generator)
         with undisturbed(shuffled):
-            moments = ImportancePass(subject.of(shuffled), request).run(Assignment(assigned)).moments
-        for importance in results.importances:
-            key = (importance.site, importance.attribution)
-            if key in moments:
-                means = moments[key].means(importance.cluster_ids, importance.removal.n_neurons, subject.processes)
-                found.setdefault(key, []).append(_agreement(importance, means.count, means.mean))
+            other = subject.of(shuffled)
+            scores = ImportancePass(other, request).run(Assignment(assigned))
+            for importance in results.importances:
+                key, ids = (importance.site, importance.attribution), importance.cluster_ids
+                if key in scores.moments:
+                    score = by_name[importance.attribution]
+                    means = cell_means(other, scores, ids, importance.removal, score, target, results.seed)
+                    found.setdefault(key, []).append(_agreement(importance, means.count, means.mean))
     names = tuple(", ".join(name for name, _ in stage) for stage in stages)
     return results.replace(
         randomisations=tuple(

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lightning_neuroimp.capture.baselines import Baseline
 from lightning_neuroimp.capture.embedding import EmbeddingReader
-from lightning_neuroimp.capture.removal import Baseline
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.trial import Trial
 from lightning_neuroimp.clusters.assignment import Assignment, counted
@@ -15,6 +15,7 @@ from lightning_neuroimp.clusters.halves import assign_groups
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.scoring import ImportancePass, ScoreRequest
 from lightning_neuroimp.site import OWN, Removal
+from lightning_neuroimp.study.baselines import reference_means
 from lightning_neuroimp.study.settings import ImportanceSettings
 from lightning_neuroimp.study.trial import embedding_layer, settle, sites_of
 
@@ -48,15 +49,16 @@ def rehearse(subject: Subject, settings: ImportanceSettings) -> Rehearsal:
     trial = settle(subject, settings)
     kept = tuple(each for each in settings.attributions if each.needs_gradient or each.kind == OWN)
     sites = sites_of(subject, settings, trial)
-    # a mean, or another sample's activations, are not known yet: what is subtracted makes no difference to mistakes
-    unknown = settings.removed_to.kind in ("mean", "resample")
-    baseline = Baseline.of("zero") if unknown else settings.removed_to
+    # a mean, an optimum, or another sample's activations are not known yet: what is subtracted makes no difference to
+    # mistakes
+    baseline = Baseline.of("zero") if settings.removed_to.kind == "resample" else settings.removed_to
+    known = {} if baseline.reference is None else reference_means(subject, baseline.reference, sites, trial)
 
     def removal_of(site: str, axis: int, n_channels: int) -> Removal:
         """Return the removal at a site."""
-        where, value = replace(sites[site], optional=False), baseline.channels(site, n_channels, {})
+        where, value = replace(sites[site], optional=False), baseline.channels(site, n_channels, known)
         target = settings.explained
-        return Removal(where, axis, baseline.kind, value, target.name, settings.target_class, target.kind)
+        return Removal(where, axis, baseline.at(site).kind, value, target.name, settings.target_class, target.kind)
 
     request = ScoreRequest(sites, kept, settings.explained, settings.target_class, removal_of, settings.seed, trial)
     embedding = EmbeddingReader(subject.model, embedding_layer(settings), trial.axes)

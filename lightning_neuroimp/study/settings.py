@@ -5,13 +5,14 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from lightning_neuroimp import _validate
-from lightning_neuroimp.capture.removal import Baseline
+from lightning_neuroimp.capture.baselines import Baseline
 from lightning_neuroimp.capture.sites import validate_layers
 from lightning_neuroimp.capture.targets import Target, validate_target_class
 from lightning_neuroimp.clusters.choice import BatchFn, Clusters, validate_clusters
 from lightning_neuroimp.clusters.classes import ClassClusters, validate_class_names, validate_classes
 from lightning_neuroimp.clusters.kmeans import KMeansClusters
 from lightning_neuroimp.importance.attributions.registry import Attribution, resolve_attributions
+from lightning_neuroimp.site import Site
 
 MAX_SEED = 2**32 - 1
 
@@ -62,6 +63,10 @@ class ImportanceSettings:
         self.explained = Target.of(target)
         self.target_class = validate_target_class(self.target_class)
         self.removed_to = Baseline.of(baseline)
+        named = [layer for layer in self.layers if isinstance(layer, str | Site)]
+        sites = [Site(layer) if isinstance(layer, str) else layer for layer in named]
+        if len(sites) == len(self.layers) and not any("*" in site.name for site in sites):
+            self.removed_to.require_sites(sites)
         self.class_names = validate_class_names(self.class_names)
         self.classes = validate_classes(self.classes, self.class_names)
         if self.groups is not None:

@@ -28,23 +28,27 @@ class Survey:
         samples: the samples of all processes, with embeddings and predictions.
         means: mean activation of each channel by site, over samples, space and unpadded tokens of all processes;
             empty if no means were asked for.
+        spreads: standard deviation of each channel by site, likewise; empty if none were asked for.
     """
 
     samples: SampleTable
     means: dict[str, Float[np.ndarray, " channel"]]
+    spreads: dict[str, Float[np.ndarray, " channel"]] = field(default_factory=dict)
 
 
 @dataclass
 class _MeanActivations:
-    """Sum the activations of sites over batches.
+    """Sum the activations of sites, and on request their squares, over batches.
 
     Attributes:
         sites: the sites by their text.
-        totals: sum over samples and positions for each channel, by site.
+        spread: whether squares are summed as well.
+        totals: sum over samples and positions for each channel, and where asked for that of squares, by site.
         counts: number of samples and positions, by site.
     """
 
     sites: dict[str, Site]
+    spread: bool = False
     totals: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -61,19 +65,20 @@ class _MeanActivations:
             value: Tensor = output.double() if output.device.type != "mps" else output.float()
             counted = value if positions is None else value.where(along_positions(positions, axis), 0)
             finite = counted.flatten(1).isfinite().all(1) & usable(walked.prediction.logits, walked.classes)
-            total = to_numpy(sum_positions(counted[finite], axis).sum(0)).astype(np.float64)
+            kept = [counted[finite], counted[finite].square()] if self.spread else [counted[finite]]
+            total = np.stack([to_numpy(sum_positions(part, axis).sum(0)).astype(np.float64) for part in kept])
             self.totals[name] = self.totals.get(name, 0.0) + total
             count = int(count_positions(output, axis, positions)[finite].sum())
             self.counts[name] = self.counts.get(name, 0) + count
 
-    def means(self, subject: Subject) -> dict[str, np.ndarray]:
+    def moments(self, subject: Subject) -> dict[str, np.ndarray]:
         """Compute the means over all processes.
 
         Args:
             subject: for its processes.
 
         Returns:
-            Mean activation of each channel, by site.
+            Mean activation of each channel, by site, and where asked for the mean of squares: (moment, channel).
 
         Raises:
             NonFiniteOutputs: if a site has no finite activations.
@@ -100,6 +105,7 @@ def survey(
     embedding: EmbeddingReader | None = None,
     *,
     embedding_required: bool = False,
+    spread: bool = False,
 ) -> Survey:
     """Make one forward pass: embeddings, predictions, and the mean activation of each channel of the sites.
 
@@ -110,17 +116,22 @@ def survey(
         target_class: class whose target is explained.
         embedding: reads the samples' embeddings; None: none are read.
         embedding_required: whether a sample without an embedding is an error.
+        spread: whether standard deviations are computed as well as means.
 
     Raises:
         InvalidArgument: if a layer, an output or an embedding cannot be worked with.
         NonFiniteOutputs: if no sample has finite logits, or a site no finite activations.
     """
     cache = ActivationCache(list(sites.values()), gradients=False, axes=trial.axes, refused=trial.unsettled)
-    activations, tables = _MeanActivations(sites), []
+    activations, tables = _MeanActivations(sites, spread), []
     with torch.no_grad():
         for walked in walk(subject, "survey", cache, target_class, embedding, embedding_required=embedding_required):
             tables.append(walked.samples)
             activations.add(cache, walked)
     samples = gather_tables(tables, subject.processes)
     samples.require_finite()
-    return Survey(samples, activations.means(subject))
+    moments = activations.moments(subject)
+    spreads = (
+        {name: np.sqrt(np.maximum(square - mean**2, 0.0)) for name, (mean, square) in moments.items()} if spread else {}
+    )
+    return Survey(samples, {name: found[0] for name, found in moments.items()}, spreads)

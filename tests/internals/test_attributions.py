@@ -1,6 +1,5 @@
 """Leave-one-out and path scores: closed forms, Captum, slow twins, how they are batched, what they cost."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +10,7 @@ from tests.support.digits import batches, digits
 from tests.support.toys import Function, class_zero
 
 pytestmark = pytest.mark.usefixtures("double")
-PATHS = ["integrated_gradients", "masked_gradient", "leave_one_out"]
+PATHS = ["integrated_gradients", "masked_gradient", "blockwise_gradient", "leave_one_out"]
 
 
 def scores(model, data, attribution, layer="site", baseline="zero", target="logit"):
@@ -145,7 +144,7 @@ def test_masked_gradients_average_over_removals():
     # of a product each score is 6 where the other neuron is left: in 1 - q of the points, q up to 1/2 or 1
     both = Function(lambda h: h[:, 0] * h[:, 1])
     many = class_zero([[2, 3]] * 20000)
-    whole = Attribution("shapley", MaskedGradient(points=64, q_max=1.0))
+    whole = Attribution("shapley", MaskedGradient(points=64, q_max=1.0, intact=False))
     results = neuron_importance(
         both, many, layers="site", attribution=["masked_gradient", whole], target="logit", max_samples=20000
     )

@@ -13,6 +13,7 @@ from lightning_neuroimp import (
     neuron_importance,
 )
 from lightning_neuroimp.batches.processes import Processes
+from lightning_neuroimp.capture.baselines import Baseline, ReferenceInput
 from lightning_neuroimp.capture.donors import Donors, donate
 from lightning_neuroimp.display.summary import summary
 from lightning_neuroimp.results.verdict import Verdict
@@ -120,6 +121,22 @@ def test_a_number_is_zero_or_a_constant():
     assert curve.margin[0] == pytest.approx(float(left[0] - left[1]), abs=1e-6)
 
 
+def test_equal_baselines_have_one_identity():
+    def identity(baseline):
+        return Baseline.of(baseline).identity
+
+    assert [identity(each) for each in ("zero", 0, "mean", "resample", 0.5)] == [
+        *("zero", "zero", "mean", "resample"),
+        "constant 0.5",  # as checkpoints have it
+    ]
+    assert identity([1.0, 2.0]) == identity(np.array([1, 2])) == identity(torch.tensor([1.0, 2.0])) == "vector 7ba3895f"
+    assert identity({"a": 1.0, "b": [2.0]}) == identity({"b": [2.0], "a": 1.0})
+    black = ReferenceInput({"x": torch.zeros(2, 3)})
+    assert identity(black) == identity(ReferenceInput({"x": torch.zeros(2, 3)}))
+    different = ([1.0, 2.0], [2.0, 1.0], {"a": 1.0}, {"b": 1.0}, {"a": 2.0}, black, ReferenceInput(torch.ones(2, 3)))
+    assert len({identity(each) for each in different}) == len(different)
+
+
 def test_predicted_classes_are_those_of_the_whole_model(net):
     data = validation_batches()
     results = neuron_importance(net, data, layers="3", target_class="predicted", clusters="predictions")
@@ -160,7 +177,7 @@ def test_one_class_for_all_samples(net):
         ({"target_class": -1}, "target_class.* must be"),
         ({"target_class": True}, "target_class.* must be"),
         ({"baseline": float("nan")}, "baseline must be a number, got nan"),
-        ({"baseline": "noise"}, r"baseline must be one of \['zero', 'mean', 'resample'\] or a finite number"),
+        ({"baseline": "noise"}, "baseline must be 'zero', 'mean', 'resample', 'optimal', a finite number, a list with"),
     ],
 )
 def test_what_is_no_baseline_or_class(net, options, message):

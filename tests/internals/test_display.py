@@ -60,10 +60,17 @@ def test_the_table_says_what_the_results_say(results):
         low, high = judged.gap_interval[-1]
         assert line.endswith(judged.verdict[-1])
         assert line.split()[2:6] == [f"{judged.gap[-1]:+.3f}", f"{low:+.3f}", "to", f"{high:+.3f}"]
-        driving = [line for line in block if line.startswith("Samples that drive top neurons most: ")]
-        assert len(driving) == (results[one.site] is one)  # once per site
-        gaps, lds, reliability = [line for line in block if line not in driving][-3:]
+        driving = [
+            line for line in block if line.startswith(("Samples that drive top neurons most: ", "With baseline="))
+        ]
+        assert len(driving) == 2 * (results[one.site] is one)  # once per site
+        others = [line for line in block if line not in driving]
+        (gaps,) = [line for line in others if line.startswith("Gaps of simpler rankings, to compare with ")]
         assert gaps.startswith(f"Gaps of simpler rankings, to compare with {judged.gap[-1]:+.3f}: activation size")
+        # which is what the score itself is
+        assert ("effects to first order" in gaps) == (one.attribution != "gradient_x_activation")
+        lds, reliability = [line for line in others if line.startswith(("Correlation of the scores", "Reliability"))]
+        assert lds.endswith(f"; effects measured on the other half would have {judged.lds_ceiling[-1]:.2f}.")
         assert f"LDS, 1 is perfect): {judged.lds[-1]:.2f} (95%: {judged.lds_interval[-1, 0]:.2f} to " in lds
         mean = np.average(one.reliability.split_half, weights=results.clusters.size)
         assert reliability.startswith(
@@ -108,7 +115,8 @@ def test_the_rule_of_the_gap_is_stated(results):
             "order is the ranking of every cluster with the names of the neurons permuted. 19 random orders: the "
             "smallest possible p is 0.05; n_random=99 resolves 0.01."
         ) in legend
-        assert "faithful: p <= 0.05 and a gap of at least 5%" in legend
+        assert "faithful: p(m) and p <= 0.05, and a gap of at least 5%" in legend
+        assert "p(m): the same of the margin" in legend
         for verdict in Verdict:
             assert f"{verdict}: " in legend
 
@@ -155,7 +163,7 @@ def test_names_do_not_break_tables(results):
     odd = results.replace(importances=(one,), comparisons=(), clusters=clusters, notes=("1 | *2*",), activities=())
     rows = [line for line in markdown(odd).splitlines() if line.startswith("| ")]
     cells = [row.count("|") for row in rows]
-    assert cells == [5] * 11 + [9] * 12
+    assert cells == [5] * 11 + [10] * 12
     assert [row.split()[1] for row in rows[1:5]] == ["a&#124;b", "&#60;script>", "&#96;c", "two"]
     assert "#### wide&#124;&#95;&#95;x&#95;&#95;, 32 neurons, &#60;lambda>: " in markdown(odd)
     assert "**Note:** 1 &#124; &#42;2&#42;" in markdown(odd)
@@ -211,9 +219,9 @@ def test_the_figure_draws_what_was_measured(results):
 
 def test_overall_is_the_weighted_mean_of_the_clusters(results):
     faithfulness = results["1"].faithfulness
-    size = faithfulness.samples.sum(0)
-    np.testing.assert_allclose(faithfulness.accuracy[-1], size @ faithfulness.accuracy / size.sum())
-    assert faithfulness.gap[-1] == pytest.approx(size @ faithfulness.gap / size.sum())
+    size = results.clusters.size.astype(float)  # of which 512 samples were ablated
+    np.testing.assert_allclose(faithfulness.accuracy[-1], size @ faithfulness.accuracy[:-1] / size.sum())
+    assert faithfulness.gap[-1] == pytest.approx(size @ faithfulness.gap[:-1] / size.sum())
 
 
 def test_no_figure_without_curves(kmeans):
@@ -348,3 +356,19 @@ def test_all_pictures_reach_tensorboard():
     seen.clear()
     write_summaries(Writer(), found, "mine", 3, entries)  # one epoch is no history
     assert seen == ["mine/1/deletion_curves", "mine/1/specificity"]
+
+
+def test_verdicts_and_both_p_values_are_drawn_and_explained(results):
+    """Both p-values stand in the tables; an order that is the score's own is not drawn twice."""
+    for text in (summary(results), markdown(results)):
+        assert "p(m)" in text
+    for one in results.importances:
+        judged = one.faithfulness
+        told = summary(results).split(f"{one.site}, 32 neurons, {one.attribution}: ")[1].split("\n\n")[0]
+        (line,) = [line for line in told.splitlines() if line.startswith("all ")]
+        assert f"{judged.margin_p_value[-1]:.3g}" in line.split()
+    drawn = {line.get_label() for line in deletion_figure(results, "1").axes[0].lines}
+    assert {"activation size", "one ranking for all clusters"} <= drawn
+    assert "effects to first order" not in drawn
+    alone = results.replace(importances=tuple(one for one in results.importances if one.attribution == "gradient"))
+    assert "effects to first order" in {line.get_label() for line in deletion_figure(alone, "1").axes[0].lines}

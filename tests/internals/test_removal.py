@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lightning_neuroimp import Removal, Site
-from lightning_neuroimp.capture.removal import Baseline, remove
+from lightning_neuroimp.capture.baselines import Baseline
+from lightning_neuroimp.capture.removal import remove
 from lightning_neuroimp.capture.targets import Target
 from lightning_neuroimp.errors import InvalidArgument
 
@@ -58,7 +59,7 @@ def test_a_target_named_like_one_of_ours_is_still_the_users():
 def test_what_is_no_baseline():
     with pytest.raises(
         InvalidArgument,
-        match=r"baseline must be one of \['zero', 'mean', 'resample'\] or a finite number, got 'median'",
+        match=r"baseline must be 'zero', 'mean', 'resample', 'optimal', a finite number, a list .*, got 'median'",
     ):
         Baseline.of("median")
     assert Baseline.of(0) == Baseline("zero")

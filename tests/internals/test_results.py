@@ -510,6 +510,8 @@ def test_shapes(results):
     n_points = len(faithfulness.removed)
     assert faithfulness.accuracy.shape == (4, n_points)
     assert faithfulness.random_accuracy.shape == (19, 4, n_points)
-    assert faithfulness.reference_accuracy.shape == (2, 4, n_points)
+    assert faithfulness.reference_accuracy.shape == (3, 4, n_points)
+    assert faithfulness.reference_margin_gap.shape == (3, 4)
+    assert faithfulness.margin_gap.shape == faithfulness.lds_ceiling.shape == (4,)
     assert faithfulness.samples[:, -1].sum() == 120
     assert set(get_type_hints(type(faithfulness))) == {field.name for field in dataclasses.fields(faithfulness)}

@@ -4,11 +4,14 @@ import functools
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from lightning_neuroimp.callbacks.state import MAX_HISTORY, RunState, configuration_of, identify, pack, unpack
 from lightning_neuroimp.results.history import Agreement
+from lightning_neuroimp.results.previous_measurement import PreviousMeasurement
 from lightning_neuroimp.study.settings import ImportanceSettings
 
 
@@ -107,3 +110,86 @@ def test_two_lambdas_are_two_configurations():
 def test_a_module_is_identified_by_its_kind():
     assert identify(nn.Linear(2, 2)) == identify(nn.Linear(2, 2))
     assert len(identify(nn.Linear(2000, 2000))) < 100
+
+
+def whole_state():
+    """A state as a checkpoint carries it, after two measurements."""
+    previous = PreviousMeasurement(
+        1,
+        np.arange(6),
+        np.arange(6) * 7,
+        np.array([0, 2]),
+        np.array([[0, 1], [2, 3]]),
+        {("a", "gradient"): np.ones((2, 4), np.float32), ("b", "gradient"): np.zeros((2, 3), np.float32)},
+    )
+    history = [agreements(0), agreements(1)]
+    return pack(RunState(3, 2, {"a/gap": 0.5}, {"a/p_value": 0.05}, history, previous), {"layers": ["a", "b"]})
+
+
+def test_a_state_comes_back_whole():
+    state = whole_state()
+    run, reasons = unpack(state, {"layers": ["a", "b"]})
+    assert not reasons
+    assert (run.runs, run.measured, run.metrics) == (3, 2, {"a/gap": 0.5})
+    assert run.history == [agreements(0), agreements(1)]
+    assert run.previous.means["a", "gradient"].shape == (2, 4)
+
+
+def damaged(path, value):
+    """Return a function that replaces one part of a state, or drops it."""
+
+    def change(state):
+        holder = state
+        for key in path[:-1]:
+            holder = holder[key]
+        if value is DROPPED:
+            del holder[path[-1]]
+        else:
+            holder[path[-1]] = value
+        return state
+
+    return change
+
+
+DROPPED = object()
+DAMAGE = [
+    *(damaged((name,), DROPPED) for name in ("runs", "measured", "metrics", "check_metrics", "history", "previous")),
+    *(damaged(("runs",), value) for value in ("3", None, 3.0, [3], True)),
+    *(damaged(("measured",), value) for value in ({}, "x", torch.tensor(3))),
+    *(damaged(("metrics",), value) for value in ([1], "x", 3, {"a": "b"}, {"a": None}, {3: 0.5}, {"a": [0.5]})),
+    *(damaged(("history",), value) for value in (3, [3], [[3]], [[{"epoch": 1}]], [[{"colour": 1}]], None)),
+    damaged(("history", 0, 0, "site"), 4),
+    damaged(("history", 0, 0, "reliability"), "high"),
+    damaged(("history", 1, 0, "epoch"), None),
+    *(damaged(("previous",), value) for value in (3, [], {}, "x", {"epoch": 1})),
+    *(damaged(("previous", "epoch"), value) for value in ("1", None, 1.5)),
+    *(damaged(("previous", "ids"), value) for value in (None, [0, 2], torch.zeros(2, 2).long(), torch.tensor([0, 0]))),
+    damaged(("previous", "ids"), torch.tensor([0.0, 2.0])),
+    damaged(("previous", "sample_index"), torch.arange(5)),
+    damaged(("previous", "sample_index"), torch.zeros(6).long()),
+    damaged(("previous", "sample_fingerprint"), torch.arange(6).to(torch.bfloat16)),
+    damaged(("previous", "history"), torch.arange(4)),
+    damaged(("previous", "means"), [["a", "gradient", torch.ones(3, 4)]]),
+    damaged(("previous", "means"), [["a", "gradient"]]),
+    damaged(("previous", "means"), [[1, "gradient", torch.ones(2, 4)]]),
+    damaged(("previous", "means", 0, 2), torch.ones(2, 4).long()),
+    damaged(("previous", "means", 0, 2), torch.tensor(1.0)),
+    damaged(("configuration",), DROPPED),
+    damaged(("configuration",), [1]),
+    damaged(("version",), DROPPED),
+    damaged(("version",), [2]),
+    lambda state: [state],
+    lambda state: None,
+    lambda state: "state",
+    lambda state: {},
+    lambda state: {**state, "version": 1},
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_state_is_no_reason_not_to_go_on(damage, unchecked):
+    run, reasons = unpack(damage(whole_state()), {"layers": ["a", "b"]})
+    assert run == RunState()
+    assert len(reasons) == 1
+    assert reasons[0].startswith(("its state cannot be read (", "its state is of version "))
+    assert len(reasons[0]) < 300

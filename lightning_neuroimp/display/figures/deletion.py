@@ -29,6 +29,7 @@ _BAND = (5, 95)  # percentiles of the random orders
 _COLUMNS = 3
 _TICKS = (1, 2, 5, 10, 20, 50, 100)  # percent of the neurons
 _SMALL = 9  # points
+_STYLES = ("--", "-.", (0, (5, 1, 1, 1, 1, 1)))  # of reference rankings
 
 
 class _Ranking(NamedTuple):
@@ -128,8 +129,13 @@ def _draw_curves(panel: "Axes", rankings: list[_Ranking], row: int, n_neurons: i
     panel.fill_between(share, low, high, color=GREY, alpha=0.35, linewidth=0)
     label = f"random orders: mean, {_BAND[0]}-{_BAND[1]}% of {len(random)}"
     panel.plot(share, random.mean(0), color="#6f6f6f", linewidth=1.4 * width, label=label)
+    # effects to first order are drawn where they are another ranking than those that are judged
+    known = [not any(np.array_equal(curve, each.faithfulness.accuracy) for each in rankings)
+             and bool(np.isfinite(curve[-1]).all()) for curve in first.reference_accuracy]  # fmt: skip
     references = first.reference_accuracy[:, row]
-    for style, reference, curve in zip(("--", "-."), first.references, references, strict=True):
+    for style, reference, curve, shown in zip(_STYLES, first.references, references, known, strict=False):
+        if not shown:
+            continue
         label = reference_label(reference)
         panel.plot(share, curve, color="#444444", linewidth=0.8 * width, linestyle=style, label=label)
     for number, ranking in enumerate(rankings):

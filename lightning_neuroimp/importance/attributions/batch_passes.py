@@ -1,7 +1,8 @@
-"""Run the whole model on a batch again, with other activations at all sites together."""
+"""Run the whole model on a batch again, with other inputs, or with other activations at all sites together."""
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -12,10 +13,23 @@ from lightning_neuroimp.capture.cache import ActivationCache
 from lightning_neuroimp.capture.gradients import differentiate
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.targets import Target
+from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.site import Site
 
 if TYPE_CHECKING:
     from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
+
+
+class SitePoint(NamedTuple):
+    """Hold what a pass has at one site.
+
+    Attributes:
+        activation: samples first.
+        gradient: of each sample's own target with respect to it; zero where the target does not depend on it.
+    """
+
+    activation: Tensor
+    gradient: Tensor
 
 
 class BatchPasses:
@@ -23,14 +37,19 @@ class BatchPasses:
 
     Attributes:
         site_batches: what attributions see of each site that the batch reaches, by the site's text.
-
-    Args:
         subject: the model, and how it is run.
         sites: the sites by their text.
-        axes: neuron axis of each of them.
         batch: on the host.
         classes: explained class of each sample.
         target: the scalar that is explained per sample.
+
+    Args:
+        subject: as above.
+        sites: as above.
+        axes: neuron axis of each site.
+        batch: as above.
+        classes: as above.
+        target: as above.
     """
 
     def __init__(
@@ -43,8 +62,8 @@ class BatchPasses:
         target: Target,
     ) -> None:
         self.site_batches: dict[str, SiteBatch] = {}
-        self._subject, self._sites, self._axes = subject, sites, axes
-        self._batch, self._classes, self._target = batch, classes, target
+        self.subject, self.sites, self._axes = subject, sites, axes
+        self.batch, self.classes, self.target = batch, classes, target
         self._kept: dict[Hashable, dict[str, Tensor]] = {}
 
     def once(self, key: Hashable, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -73,16 +92,48 @@ class BatchPasses:
         Raises:
             InvalidArgument: if an operation after a site has no derivative.
         """
-        subject, n_samples = self._subject, len(self._classes)
-        reached = {name: self._sites[name] for name in self.site_batches}
+        return {name: point.gradient for name, point in self.run(replace=replace).items()}
+
+    def run(
+        self,
+        batch: Any = None,
+        *,
+        replace: Callable[[str, Tensor], Tensor] | None = None,
+        inside: AbstractContextManager[Any] | None = None,
+    ) -> dict[str, SitePoint]:
+        """Return the activations of all sites in one forward and backward pass of the whole model, and the gradients.
+
+        Args:
+            batch: on the host, with other values in place of those of the same samples; None: as it is.
+            replace: as for `gradients`; None: activations stay as they are.
+            inside: entered around the forward pass.
+
+        Returns:
+            By the site's text.
+
+        Raises:
+            InvalidArgument: if an operation after a site has no derivative, or the pass does not come to a site.
+        """
+        subject, n_samples = self.subject, len(self.classes)
+        reached = {name: self.sites[name] for name in self.site_batches}
         cache = ActivationCache(list(reached.values()), gradients=True, axes=self._axes, replace=replace)
+        batch = copied_to(self.batch if batch is None else batch, subject.device)
         with torch.enable_grad(), cache.attach(subject.model):
-            with cache.record(subject.model, n_samples, subject.rows(n_samples)):
-                prediction = subject.predict(copied_to(self._batch, subject.device), n_samples, validate=False)
+            with cache.record(subject.model, n_samples, subject.rows(n_samples)), inside or nullcontext():
+                prediction = subject.predict(batch, n_samples, validate=False)
             outputs = dict(cache.outputs)
-            total = self._target.values(prediction.logits, self._classes).sum()
+            for name in reached:
+                if name not in outputs:
+                    raise InvalidArgument(
+                        f"the model does not come to layer {name!r} once other values are put into its passes, so that "
+                        "a score of passes of the whole model has nothing to read there; use "
+                        "attribution='leave_one_out'"
+                    )
+            total = self.target.values(prediction.logits, self.classes).sum()
             found = differentiate(total, list(outputs.values())) if total.requires_grad else [None] * len(outputs)
+        for name, gradient in zip(outputs, found, strict=True):
+            self.site_batches[name].suffix.note_gradient(gradient)
         return {
-            name: torch.zeros_like(output) if gradient is None else gradient.detach()
+            name: SitePoint(output.detach(), torch.zeros_like(output) if gradient is None else gradient.detach())
             for (name, output), gradient in zip(outputs.items(), found, strict=True)
         }

@@ -30,3 +30,18 @@ def gradient_x_activation(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
     """
     assert batch.gradient is not None
     return batch.sum_positions(batch.deviation * batch.gradient)
+
+
+def taylor(batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
+    """Return the square of (h - b) dm/dh, summed over positions first: how much a neuron moves the target at all.
+
+    For pruning, where no neuron may matter to any sample. It has no sign, so that neurons whose removal helps rank as
+    high as those whose removal hurts: as all absolute values, it is a poor guide to what removal takes away. Squares
+    are taken per sample and averaged over the cluster, where the authors square the sum over a batch, which would
+    depend on how samples are batched. In units of the target squared.
+
+    References:
+        Molchanov et al., "Importance estimation for neural network pruning", 2019, with the target in place of the
+        loss.
+    """
+    return gradient_x_activation(batch).square()

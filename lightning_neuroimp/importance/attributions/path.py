@@ -43,6 +43,7 @@ class IntegratedGradients(BuiltInScore):
     """
 
     kind: ClassVar[str] = "integrated_gradients"
+    needs_gradient: ClassVar[bool] = True  # for the effects to first order, to compare with
     steps: int = 8
 
     def __post_init__(self) -> None:
@@ -70,15 +71,19 @@ class IntegratedGradients(BuiltInScore):
 class MaskedGradient(BuiltInScore):
     """Score neurons by (h - b) times the mean of dm/dh over points at which random neurons are removed.
 
-    At each point every neuron of a sample is removed independently with one probability, drawn from a stratum of
-    [0, q_max]: first-order effects around ablations like those of a deletion curve, summed over positions, in units of
-    the target. If the target is multilinear in the neurons, these are gradients of its multilinear extension, and
-    q_max = 1 gives Shapley values. The same neurons of the same samples are removed in every epoch, so that scores
-    change with the model alone.
+    These are first-order effects around ablations like those of a deletion curve, summed over positions, in units of
+    the target. At each point every neuron of a sample is removed independently with one probability. By default there
+    is one such point, beside the activations as they are, whose gradient the shared pass gives: together they are
+    about as good as 8 points without it. The same neurons of the same samples are removed in every epoch, so that
+    scores change with the model alone.
 
     Attributes:
-        points: number of points, one in each stratum.
+        points: number of points at which neurons are removed.
         q_max: largest probability of removal.
+        intact: whether the gradient at the activations as they are counts like one of the points; the probabilities
+            of the others are then q_max / points, 2 q_max / points, ..., q_max. Otherwise each point draws its own
+            from a stratum of [0, q_max]: if the target is multilinear in the neurons, these are gradients of its
+            multilinear extension, and q_max = 1 gives Shapley values.
         jointly: whether neurons of all layers are removed together: one pass of the whole model for each point, for
             all layers, in place of one pass of what follows it for each layer. Then .25 is a good `q_max`.
 
@@ -93,15 +98,18 @@ class MaskedGradient(BuiltInScore):
     """
 
     kind: ClassVar[str] = "masked_gradient"
-    points: int = 8
+    needs_gradient: ClassVar[bool] = True
+    points: int = 1
     q_max: float = 0.5
+    intact: bool = True
     jointly: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", _validate.integer("points of MaskedGradient", self.points, least=1))
         q_max = _validate.number("q_max of MaskedGradient", self.q_max, above=0, most=1)
         object.__setattr__(self, "q_max", q_max)
-        object.__setattr__(self, "jointly", _validate.boolean("jointly of MaskedGradient", self.jointly))
+        for name in ("intact", "jointly"):
+            object.__setattr__(self, name, _validate.boolean(f"{name} of MaskedGradient", getattr(self, name)))
 
     @property
     def cost(self) -> str:
@@ -115,7 +123,7 @@ class MaskedGradient(BuiltInScore):
         """Compute the scores of one site on one batch.
 
         Args:
-            batch: activations of the site.
+            batch: activations and gradients of the site.
         """
         if self.jointly:
             assert batch.passes is not None
@@ -126,25 +134,31 @@ class MaskedGradient(BuiltInScore):
             for point, probability in enumerate(self._probabilities(batch.seed + crc32(batch.where.key.encode()))):
                 removed = random_removal(batch, point, probability)
                 total += batch.suffix.gradient(batch.activation - removed * batch.deviation)
-        return batch.sum_positions(batch.deviation * total / self.points)
+        if not self.intact:
+            return batch.sum_positions(batch.deviation * total / self.points)
+        assert batch.gradient is not None
+        return batch.sum_positions(batch.deviation * (total + batch.gradient) / (self.points + 1))
 
     def _probabilities(self, seed: int) -> list[float]:
-        """Draw the probability of removal at each point, one in each stratum of [0, q_max]."""
+        """Return the probability of removal at each point, see `intact`."""
+        if self.intact:
+            return ((np.arange(self.points) + 1) / self.points * self.q_max).tolist()
         uniform = np.random.default_rng(seed).random(self.points)
         return ((np.arange(self.points) + uniform) / self.points * self.q_max).tolist()
 
     def _joint_gradients(self, batch: SiteBatch) -> dict[str, Tensor]:
         """Sum the gradients of all sites over points at which neurons of all of them are removed together."""
         assert batch.passes is not None
-        sites, total = batch.passes.site_batches, {}
+        sites, total = batch.passes.site_batches, dict[str, Tensor]()
         for point, probability in enumerate(self._probabilities(batch.seed)):
 
             def replace(name: str, found: Tensor, point: int = point, probability: float = probability) -> Tensor:
                 """Remove random neurons of a site from the activations that the pass has there."""
                 removed = random_removal(sites[name], point, probability)
                 away = found - sites[name].baseline.to(found.dtype)
-                if sites[name].positions is not None:
-                    away = away.where(along_positions(sites[name].positions, sites[name].axis), 0)
+                positions = sites[name].positions
+                if positions is not None:
+                    away = away.where(along_positions(positions, sites[name].axis), 0)
                 return found - removed.to(found.dtype) * away
 
             for name, gradient in batch.passes.gradients(replace).items():

@@ -14,11 +14,23 @@ from torch import Tensor
 
 from lightning_neuroimp import _validate
 from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.importance.attributions.blockwise import BlockwiseGradient
 from lightning_neuroimp.importance.attributions.built_in import BuiltInScore
+from lightning_neuroimp.importance.attributions.captum import PREFIX, CaptumAttribution
 from lightning_neuroimp.importance.attributions.control import random
-from lightning_neuroimp.importance.attributions.first_order import activation, gradient, gradient_x_activation
+from lightning_neuroimp.importance.attributions.first_order import (
+    activation,
+    gradient,
+    gradient_x_activation,
+    taylor,
+)
+from lightning_neuroimp.importance.attributions.input_path import Conductance, InternalInfluence
+from lightning_neuroimp.importance.attributions.layer_norm import layer_norm_rule
 from lightning_neuroimp.importance.attributions.leave_one_out import leave_one_out
 from lightning_neuroimp.importance.attributions.path import IntegratedGradients, MaskedGradient
+from lightning_neuroimp.importance.attributions.progressive import ProgressiveGradient
+from lightning_neuroimp.importance.attributions.regression import Regression
+from lightning_neuroimp.importance.attributions.shapley import Shapley
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 from lightning_neuroimp.site import OWN
 
@@ -84,6 +96,8 @@ def _with_options(score: BuiltInScore) -> Attribution:
     return Attribution(score.name, score, score.needs_gradient, score.cost, kind=score.kind)
 
 
+_WHOLE_MODEL = "1 forward and backward pass of the whole model, for all layers together"
+
 _EVERY_NEURON = "1 forward pass, and 1 of what follows the layer for each neuron"
 
 ATTRIBUTIONS = {
@@ -92,9 +106,17 @@ ATTRIBUTIONS = {
         _built_in(gradient, needs_gradient=True),
         _built_in(activation),
         _built_in(gradient_x_activation, needs_gradient=True),
+        _built_in(layer_norm_rule, needs_gradient=True, cost=_WHOLE_MODEL),
+        _built_in(taylor, needs_gradient=True),
         _with_options(IntegratedGradients()),
         _with_options(MaskedGradient()),
+        _with_options(BlockwiseGradient()),
+        _with_options(ProgressiveGradient()),
+        _with_options(Conductance()),
+        _with_options(InternalInfluence()),
         _built_in(leave_one_out, cost=_EVERY_NEURON),
+        _with_options(Shapley()),
+        _with_options(Regression()),
         _built_in(random),
     )
 }
@@ -130,6 +152,8 @@ def _resolved(value: Any) -> Attribution:
         return ATTRIBUTIONS[value]
     if isinstance(value, BuiltInScore):
         return _with_options(value)
+    if isinstance(value, str) and value.startswith(PREFIX):
+        return _with_options(CaptumAttribution.named(value))
     if isinstance(value, str) and value.partition("(")[0] in ATTRIBUTIONS:
         return _named_with_options(value)
     if callable(value) and not isinstance(value, type):

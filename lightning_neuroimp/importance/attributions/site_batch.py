@@ -1,8 +1,10 @@
 """Hold the activations and gradients of one site on one batch: the argument of every attribution."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -77,3 +79,24 @@ class SiteBatch:
             values: one value per activation.
         """
         return sum_groups(sum_positions(values, self.axis, self.positions), self.group)
+
+    def game(self, sample: int) -> Callable[[Bool[np.ndarray, "coalition neuron"]], Float[np.ndarray, " coalition"]]:
+        """Return the game whose players are the neurons and whose value is the target of one sample without the others.
+
+        It is what libraries for games take, such as shapiq: `shapiq.ExactComputer(game=batch.game(0), n_players=d)`
+        gives interactions of neurons. The players of several coalitions at once are True; the others are removed.
+
+        Args:
+            sample: row in the batch.
+
+        Returns:
+            Function of which neurons stay, in rows, to m(h with all others at the baseline). Each row is a pass over
+            the whole batch.
+        """
+        whole = self.suffix.target(self.activation).detach()[sample]
+
+        def value(stays: Bool[np.ndarray, "coalition neuron"]) -> Float[np.ndarray, " coalition"]:
+            removed = ~torch.as_tensor(np.atleast_2d(stays), dtype=torch.bool, device=self.activation.device)
+            return (whole - self.suffix.effects(removed)[:, sample]).cpu().numpy()
+
+        return value

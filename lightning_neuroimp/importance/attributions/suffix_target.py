@@ -1,5 +1,6 @@
 """Compute the target as a function of a site's activations, for one batch."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -63,17 +64,32 @@ class SuffixTarget:
             point = activation.detach().requires_grad_()
             total = self.target(point).sum()
             found = differentiate(total, [point])[0] if total.requires_grad else None
+        self.note_gradient(found)
+        return torch.zeros_like(point) if found is None else found
+
+    def note_gradient(self, gradient: Float[Tensor, " sample *rest"] | None) -> None:
+        """Note that a gradient at the site was asked for, so that one that never leads there is told.
+
+        Args:
+            gradient: None: none leads there.
+        """
         self._recorder.gradient_asked = True
-        if found is None:
-            return torch.zeros_like(point)
-        self._recorder.note_gradient(found)
-        return found
+        if gradient is not None:
+            self._recorder.note_gradient(gradient)
 
     def effects(self, masks: Bool[Tensor, "variant neuron"]) -> Float[Tensor, "variant sample"]:
         """Return how much each sample's target falls when neurons are removed: m(h) - m(h with them at the baseline).
 
         Args:
             masks: True where a neuron is removed; each row is removed from all samples.
+        """
+        return self.own_effects(mask[None] for mask in masks)
+
+    def own_effects(self, masks: Iterable[Bool[Tensor, "_ neuron"]]) -> Float[Tensor, "variant sample"]:
+        """Return how much each sample's target falls when other neurons are removed from each sample.
+
+        Args:
+            masks: for each variant, True where a neuron is removed, in one row per sample (or one row for all).
         """
         with torch.no_grad():
             suffix = self._suffix
@@ -88,7 +104,7 @@ class SuffixTarget:
                 waiting.clear()
 
             for mask in masks:
-                waiting.append(suffix.ablated(mask[None]))
+                waiting.append(suffix.ablated(mask))
                 if len(waiting) * intact.numel() * suffix.logits.shape[1] >= MAX_LOGITS:
                     take()
             if waiting:

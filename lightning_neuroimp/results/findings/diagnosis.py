@@ -15,6 +15,7 @@ from lightning_neuroimp.results.findings.conditions import (
 )
 from lightning_neuroimp.results.findings.finding import Finding
 from lightning_neuroimp.results.findings.layers import baseline_outside, constant_neurons, methods_agree, redundancy
+from lightning_neuroimp.results.findings.removal import too_few_neurons
 from lightning_neuroimp.results.findings.samples import copies, few_samples, mixed_clusters, near_chance, other_logits
 from lightning_neuroimp.results.findings.scores import blind_to_weights, score_findings
 from lightning_neuroimp.results.measurement import Results
@@ -33,6 +34,7 @@ IDS = (
     "cancelling-signs",
     "better-score-at-hand",
     "first-order-fails",
+    "poor-prediction",
     "saturated-target",
     "saturated-activation",
     "constant-neurons",
@@ -41,6 +43,7 @@ IDS = (
     "clusters-not-borne-out",
     "no-better-than-reference",
     "hardly-any-fall",
+    "few-neurons",
     "batch-dependent",
     "random-forward",
     "flat-gradient",
@@ -71,7 +74,7 @@ def diagnose(results: Results) -> tuple[Finding, ...]:
             found += score_findings(results, importance, activity)
         if activity is not None:
             found += [baseline_outside(importances[0], activity), constant_neurons(importances, activity)]
-        found += [redundancy(results, importances[0]), methods_agree(importances)]
+        found += [redundancy(results, importances[0]), methods_agree(importances), too_few_neurons(importances[0])]
     found += [blind_to_weights(results, randomisation) for randomisation in results.randomisations]
     return _weightiest_first(found)
 

@@ -11,15 +11,32 @@ from lightning_neuroimp import statistics
 from lightning_neuroimp.results.activity import SiteActivity
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
-from lightning_neuroimp.results.verdict import FRACTIONS
+from lightning_neuroimp.results.verdict import FRACTIONS, WEAK
+
+SHORT = 0.75
+"""A ranking is poor where its gap is below this share of that of the effects to first order: in accuracy, and for
+certain; or in margin, where accuracy hardly falls for these either."""
 
 POOR = ((0.8, 0.05), (0.9, 0.25))
-"""A ranking is poor where the top neurons account for less than the first share of the achievable effect, and the lower
-end of the interval of (LDS of the effects to first order - LDS) is above the second number; one such pair is enough.
-Where removal was not measured, the first share decides."""
+"""Where that gap was not measured: where the top neurons account for less than the first share of the achievable
+effect, and the lower end of the interval of (LDS of the effects to first order - LDS) is above the second number; one
+such pair is enough. Where removal was not measured at all, the first share decides."""
 
 MUCH = 0.8
 """A score is beaten by another one where its gap is below this share of the other one's."""
+
+KNOWN = 0.5
+"""What random removals do is known well enough to be predicted where the ceiling of the LDS is above this."""
+
+EFFECTS = (
+    "gradient_x_activation",
+    "masked_gradient",
+    "integrated_gradients",
+    "leave_one_out",
+    "shapley",
+    "regression",
+)
+"""Keys of the scores that estimate the effect of removal: their sums should predict it."""
 
 FLAT = 0.3
 """A target is flat where less than this share of the samples carries the scores."""
@@ -35,6 +52,27 @@ class Alternative(NamedTuple):
 
     lds: float
     gain: float
+
+
+class Loss(NamedTuple):
+    """Hold what a ranking loses against the one by effects to first order.
+
+    Attributes:
+        gap: of the ranking.
+        rival: gap of the other one.
+        is_much: whether the loss is large, and certain.
+        unit: what the gaps are in, in words; "" for accuracy.
+    """
+
+    gap: float
+    rival: float
+    is_much: bool
+    unit: str
+
+    @property
+    def share(self) -> float:
+        """Return the lost share, 0 to 1."""
+        return float(np.clip(1 - self.gap / self.rival, 0.0, 1.0)) if self.rival > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +118,43 @@ class Evidence:
 
     @cached_property
     def is_poor(self) -> bool:
-        """Tell whether the ranking is clearly worse than the one by effects to first order (see `POOR`)."""
-        if self.beaten_by("gradient_x_activation") is not None:
-            return True
+        """Tell whether the ranking is clearly worse than the one by effects to first order (see `SHORT`)."""
+        loss = self.measured_loss
+        if loss is not None:
+            return loss.is_much
+        return self.beaten_by("gradient_x_activation") is not None or self.accounts_for_less
+
+    @cached_property
+    def accounts_for_less(self) -> bool:
+        """Tell whether the top neurons account for clearly less than those by effects to first order (see `POOR`)."""
         gain = self.alternative("first_order").gain
         if np.isnan(gain):
             return self.captured < POOR[0][0]
         return any(self.captured < share and gain > bound for share, bound in POOR)
+
+    @cached_property
+    def measured_loss(self) -> "Loss | None":
+        """Return what the ranking loses against the one by effects to first order; None where it was not measured."""
+        judged = self.importance.faithfulness
+        if judged is None or "first_order" not in judged.references:
+            return None
+        row = judged.references.index("first_order")
+        gap, rival = float(judged.gap[-1]), float(judged.reference_gap[row, -1])
+        if np.isnan(rival):
+            return None
+        level = float(judged.random_accuracy[:, -1].mean())
+        if rival >= WEAK * level:
+            return Loss(gap, rival, bool(gap < SHORT * rival and judged.reference_interval[row, -1, 1] < 0), "")
+        gap, rival = float(judged.margin_gap[-1]), float(judged.reference_margin_gap[row, -1])
+        return Loss(gap, rival, bool(gap < SHORT * rival), " in margin")
+
+    @cached_property
+    def predicted(self) -> float:
+        """Return the LDS as a share of its ceiling; NaN where either is not known."""
+        judged = self.importance.faithfulness
+        if judged is None or not judged.lds_ceiling[-1] > KNOWN:
+            return float("nan")
+        return float(judged.lds[-1] / judged.lds_ceiling[-1])
 
     @cached_property
     def surviving(self) -> float:
@@ -109,8 +177,11 @@ class Evidence:
     def lost(self) -> float:
         """Return the share of the achievable effect that the ranking misses, 0 to 1.
 
-        A half where the effects are not known, and a comparison has shown that much is missed.
+        Of the gap that effects to first order have, where it was measured. A half where neither is known, and a
+        comparison has shown that much is missed.
         """
+        if self.measured_loss is not None and self.measured_loss.is_much:
+            return self.measured_loss.share
         return 0.5 if np.isnan(self.captured) else 1 - self.captured
 
     def alternative(self, key: str) -> Alternative:
@@ -151,6 +222,14 @@ class Evidence:
         return better[:1] == [rival.attribution] and bool(own.gap[-1] < MUCH * judged.gap[-1])
 
     def top_neurons(self) -> str:
+        """Say what the ranking loses, as measured; otherwise what the score's top neurons account for."""
+        loss = self.measured_loss
+        if loss is not None and loss.is_much:
+            gaps = f"{loss.gap:+.3f}{loss.unit}", f"{loss.rival:+.3f}"
+            return f"its gap is {gaps[0]}, that of the ranking by effects to first order {gaps[1]}"
+        return self.accounted()
+
+    def accounted(self) -> str:
         """Say what the score's top neurons account for."""
         if np.isnan(self.captured):
             return "the top neurons account for less than those of other scores"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from lightning_neuroimp import statistics
 from lightning_neuroimp.batches.numbers import are_copies, sample_keys
@@ -20,20 +20,42 @@ def few_samples(results: Results) -> Finding | None:
     few = halves.min(0) < MIN_HALF
     if not few.any():
         return None
-    # the probe set has enough, and the bound on ablated samples is what is too low
-    capped = ablated and first.count.min() >= MIN_HALF
+    # some clusters have enough samples in the probe set, and the check ablates too few of them
+    capped = few & (first.count.min(0) >= MIN_HALF) if ablated else np.zeros_like(few)
     smallest, n_samples = int(halves.min()), int(halves.sum())
     return about_samples(
         "few-samples",
         names_of(table, few),
         f"{int(few.sum())} of {len(few)} clusters have fewer than {MIN_HALF} samples in a half (smallest: {smallest}; "
-        f"{n_samples} {'ablated ' if capped else ''}samples in total), too few for a verdict on each of them.",
-        f"AblationFaithfulness(max_samples={len(results.sample_index)})"
-        if capped
-        else "a larger max_samples, more than one batch, or fewer clusters",
+        f"{n_samples} {'ablated ' if capped.any() else ''}samples in total), too few for a verdict on each of them.",
+        _more_samples(first.count, few, capped),
         {"clusters": int(few.sum()), "smallest_half": smallest, "samples": n_samples},
         weight=0.2 + share_of_samples(table, few),
     )
+
+
+def _more_samples(
+    count: Int[np.ndarray, "half cluster"], few: Bool[np.ndarray, " cluster"], capped: Bool[np.ndarray, " cluster"]
+) -> str:
+    """Say which bound to raise: on the samples that are ablated, or on those of the probe set.
+
+    Args:
+        count: number of probe samples.
+        few: clusters with too few samples.
+        capped: those of them that have enough samples in the probe set.
+    """
+    remedies = []
+    if capped.any():
+        # ablated samples are drawn so that each half has as many as any other, until it has enough
+        enough = int(np.minimum(count, MIN_HALF).sum())
+        remedies.append(f"AblationFaithfulness(max_samples={enough}) or more")
+    if (few & ~capped).any():
+        rest = " for the others" if capped.any() else ""
+        remedies.append(
+            f"more samples in the probe set{rest} (a larger max_samples of the measurement, stratify=True for rare "
+            "labels, more validation data), or fewer clusters"
+        )
+    return "; ".join(remedies)
 
 
 COPIED = 0.01

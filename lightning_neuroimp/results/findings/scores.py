@@ -5,13 +5,14 @@ import numpy as np
 from lightning_neuroimp import statistics
 from lightning_neuroimp.results.activity import SiteActivity
 from lightning_neuroimp.results.agreement import Randomisation
-from lightning_neuroimp.results.findings.evidence import Evidence
+from lightning_neuroimp.results.findings.evidence import EFFECTS, Evidence
 from lightning_neuroimp.results.findings.finding import Finding, about_score
 from lightning_neuroimp.results.findings.removal import hardly_any_fall, no_better_than_reference, unsupported_clusters
 from lightning_neuroimp.results.importance import Importance
 from lightning_neuroimp.results.measurement import Results
 
 DEFAULT = "attribution='gradient_x_activation'"
+"""What to use instead of a poor score."""
 
 
 def score_findings(results: Results, importance: Importance, activity: SiteActivity | None) -> list[Finding]:
@@ -27,8 +28,8 @@ def score_findings(results: Results, importance: Importance, activity: SiteActiv
     evidence = Evidence(results, importance, activity)
     target = saturated_target(evidence)
     found = [halves_disagree(evidence), target]
-    # of the default the other rules would only report what a saturated target causes
-    if target is None or evidence.kind != "gradient_x_activation":
+    # of effects the other rules would only report what a saturated target causes
+    if target is None or evidence.kind not in EFFECTS:
         found += [
             gradient_without_distance(evidence),
             activation_without_gradient(evidence),
@@ -37,10 +38,11 @@ def score_findings(results: Results, importance: Importance, activity: SiteActiv
             signed_activations(evidence),
             cancelling_signs(evidence),
             first_order_fails(evidence),
+            poor_prediction(evidence),
             saturated_activation(evidence),
             unsupported_clusters(results, importance),
             *no_better_than_reference(importance),
-            hardly_any_fall(importance),
+            hardly_any_fall(evidence),
         ]
     return [finding for finding in found if finding is not None]
 
@@ -71,15 +73,15 @@ def halves_disagree(evidence: Evidence) -> Finding | None:
 
 def saturated_target(evidence: Evidence) -> Finding | None:
     """Say that a few samples carry a poor ranking, as the target is flat for all others; None where that is not so."""
-    if not (evidence.is_flat and evidence.is_poor):
+    if not (evidence.is_flat and evidence.accounts_for_less):
         return None
     return about_score(
         evidence.importance,
         "saturated-target",
         f"target={evidence.importance.removal.target!r} is flat where the model is confident: the scores are carried "
-        f"by {evidence.carried_by:.0%} of the samples, and {evidence.top_neurons()}"
+        f"by {evidence.carried_by:.0%} of the samples, and {evidence.accounted()}"
         f"{evidence.lds_against('gradient x activation of the margin')}.",
-        "target='margin'" + ("" if evidence.kind == "gradient_x_activation" else f", and {DEFAULT}"),
+        "target='margin'" + ("" if evidence.kind in EFFECTS else f", and {DEFAULT}"),
         {
             "carried_by": evidence.carried_by,
             "captured": evidence.captured,
@@ -121,7 +123,7 @@ def absolute_values(evidence: Evidence) -> Finding | None:
 
 def better_score_at_hand(evidence: Evidence) -> Finding | None:
     """Say that a ranking is poor for no reason that is known; None where it is not, or there is a reason."""
-    explained = evidence.kind in ("gradient", "activation", "gradient_x_activation") or evidence.hidden_negative > 0
+    explained = evidence.kind in ("gradient", "activation", *EFFECTS) or evidence.hidden_negative > 0
     if not evidence.is_poor or explained:
         return None
     claim = "another score of the same pass predicts the effect of removal better"
@@ -132,13 +134,14 @@ def _poor_ranking(
     evidence: Evidence, id: str, claim: str, remedy: str, figures: dict[str, float] | None = None
 ) -> Finding:
     """Return a finding about a poor ranking: the reason, then how much its top neurons account for."""
-    lds = evidence.lds_against("gradient x activation of the same pass")
+    lds, loss = evidence.lds_against("gradient x activation of the same pass"), evidence.measured_loss
+    measured = {} if loss is None else {"gap": loss.gap, "gap of first_order": loss.rival}
     return about_score(
         evidence.importance,
         id,
         f"{claim}: {evidence.top_neurons()}{lds}.",
         remedy,
-        {**(figures or {}), "captured": evidence.captured, **evidence.lds_figures("first_order")},
+        {**(figures or {}), "captured": evidence.captured, **evidence.lds_figures("first_order"), **measured},
         weight=evidence.lost,
     )
 
@@ -204,29 +207,35 @@ def cancelling_signs(evidence: Evidence) -> Finding | None:
     )
 
 
-STRAIGHT = 0.75
-"""First order fails where the upper end of the interval of its LDS is below this, although the halves agree."""
+PREDICTED = 0.8
+"""Effects are predicted poorly where the LDS is below this share of its ceiling..."""
+
+STEADY = 0.4
+"""... and the reliability above this: with less, it is samples that are missing."""
 
 
 def first_order_fails(evidence: Evidence) -> Finding | None:
-    """Say that the default itself predicts removal poorly, as the network is too nonlinear; None where it does not."""
+    """Say that effects to first order predict removal poorly, as the network is too nonlinear; None where they do not.
+
+    Args:
+        evidence: of a score that is (activation - baseline) x gradient; others have no such finding.
+    """
     judged = evidence.importance.faithfulness
     if evidence.kind != "gradient_x_activation" or judged is None:
         return None
     if evidence.importance.removal.target_kind != "margin":
         return None
     better = evidence.beaten_by("masked_gradient", "leave_one_out", "integrated_gradients")
-    lds, high = float(judged.lds[-1]), float(judged.lds_interval[-1, 1])
-    if better is None and not (high < STRAIGHT and evidence.reliability > RELIABLE):
+    if better is None and not _predicts_poorly(evidence):
         return None
     rival = None if better is None else evidence.results[evidence.importance.site, better].faithfulness
     if rival is None:
-        claim = f"predict removal poorly here (LDS {lds:.2f}, reliability {evidence.reliability:.2f})"
+        claim = f"predict removal poorly here ({_share_of_ceiling(evidence)}, reliability {evidence.reliability:.2f})"
         remedy = "attribution='masked_gradient' or 'leave_one_out'; compare their gaps"
     else:
         claim = (
             f"are not enough here: {better} has a gap of {rival.gap[-1]:+.3f}, this score {judged.gap[-1]:+.3f} "
-            f"(LDS {rival.lds[-1]:.2f} and {lds:.2f})"
+            f"(LDS {rival.lds[-1]:.2f} and {judged.lds[-1]:.2f})"
         )
         remedy = f"attribution={better!r}"
     return about_score(
@@ -234,9 +243,58 @@ def first_order_fails(evidence: Evidence) -> Finding | None:
         "first-order-fails",
         f"effects to first order {claim}: the network is far from linear between the activations and the baseline.",
         remedy,
-        {"lds": lds, "lds_high": high, "reliability": evidence.reliability},
-        weight=1 - lds if np.isfinite(lds) else 0.5,
+        _prediction_figures(evidence),
+        weight=_missed(evidence),
     )
+
+
+BETTER_EFFECTS = {
+    "masked_gradient": "more, or more homogeneous, clusters; or compare more points of it, and 'leave_one_out'",
+    "integrated_gradients": "attribution='masked_gradient' or 'leave_one_out'; compare their gaps",
+    "leave_one_out": "more, or more homogeneous, clusters; or compare 'masked_gradient'",
+}
+"""What to use instead of a score whose sums predict removal poorly, by its key."""
+
+
+def poor_prediction(evidence: Evidence) -> Finding | None:
+    """Say that scores that estimate effects, other than to first order, do not predict removal; None where they do."""
+    if evidence.kind not in EFFECTS or evidence.kind == "gradient_x_activation" or not _predicts_poorly(evidence):
+        return None
+    if evidence.importance.removal.target_kind != "margin":
+        return None
+    return about_score(
+        evidence.importance,
+        "poor-prediction",
+        f"the scores predict removal poorly here ({_share_of_ceiling(evidence)}, reliability "
+        f"{evidence.reliability:.2f}): what a neuron does depends on which others are there, more than one number each "
+        "can say.",
+        BETTER_EFFECTS.get(evidence.kind, "another score, such as 'masked_gradient' or 'leave_one_out'"),
+        _prediction_figures(evidence),
+        weight=_missed(evidence),
+    )
+
+
+def _predicts_poorly(evidence: Evidence) -> bool:
+    """Tell whether the LDS is well below what could be reached, and not for want of samples."""
+    return evidence.predicted < PREDICTED and evidence.reliability > STEADY
+
+
+def _share_of_ceiling(evidence: Evidence) -> str:
+    judged = evidence.importance.faithfulness
+    assert judged is not None
+    return f"LDS {judged.lds[-1]:.2f}, where {judged.lds_ceiling[-1]:.2f} could be reached"
+
+
+def _prediction_figures(evidence: Evidence) -> dict[str, float]:
+    judged = evidence.importance.faithfulness
+    assert judged is not None
+    figures = {"lds": judged.lds[-1], "lds_ceiling": judged.lds_ceiling[-1], "reliability": evidence.reliability}
+    return {key: float(value) for key, value in figures.items()}
+
+
+def _missed(evidence: Evidence) -> float:
+    """Return the share of what can be predicted that is not, 0 to 1; a half where that is not known."""
+    return float(np.clip(1 - evidence.predicted, 0.0, 1.0)) if np.isfinite(evidence.predicted) else 0.5
 
 
 MISSED = 0.75
