@@ -4,12 +4,14 @@ Each entry says what it is and what would replace it; `tests/internals/test_comp
 that no other file of the package reads a private attribute of another package.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "COLLECTIVE",
     "COMPILED_CALL",
     "CONVOLUTIONAL",
+    "CheckpointHook",
     "StorageWeakRef",
     "TorchDispatchMode",
     "batches_that_stepped",
@@ -29,6 +32,7 @@ __all__ = [
     "module_as_written",
     "parameters_of",
     "saved_value",
+    "set_checkpoint_hook",
     "storage_id",
     "validation_metrics",
     "write_count",
@@ -37,6 +41,10 @@ __all__ = [
 
 # `StorageWeakRef` keeps a storage's identity from being given to other memory. Without it: the tensors are kept alive.
 # `TorchDispatchMode` sees every operation that torch dispatches. Without it: each ablation is a full pass.
+
+CheckpointHook: type = checkpoint._checkpoint_hook
+"""What keeps a checkpoint that is not reentrant from saving what is inside. Without it: gradients of the activations
+that the model has, whatever was put in their place."""
 
 CONVOLUTIONAL: tuple[type[nn.Module], ...] = (
     nn.modules.conv._ConvNd,
@@ -177,3 +185,14 @@ def validation_metrics(trainer: Any) -> dict[str, Tensor]:
     logged = [item for item in results.values() if item.meta.on_epoch and not item.has_reset]
     names = {results._forked_name(item, False)[0] for item in logged}
     return {key: value for key, value in trainer.callback_metrics.items() if key in names}
+
+
+def set_checkpoint_hook(hook: Callable[..., Any]) -> None:
+    """Let checkpoints that are not reentrant save what a hook says.
+
+    Without it: as without `CheckpointHook`.
+
+    Args:
+        hook: makes a context from what torch knows of the checkpoint.
+    """
+    checkpoint._checkpoint_hook = hook  # type: ignore[assignment,misc]

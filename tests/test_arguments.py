@@ -18,7 +18,7 @@ def test_numpy_numbers_and_lists_are_taken():
     assert KMeansClusters([np.int32(2), np.int64(4)]).n_clusters == (2, 4)
     assert AblationFaithfulness(n_random=np.int32(39)).n_random == 39
     assert AblationFaithfulness(fractions=np.array([0.1, 0.5])).fractions == (0.1, 0.5)
-    assert AblationFaithfulness(greedy=np.bool_(True)).greedy is True
+    assert AblationFaithfulness(best_order=np.bool_(True)).best_order is True
     assert Site("1", call=np.int64(2)) == Site("1", call=2)
     NeuronImportance("1", max_samples=np.int64(100), seed=np.int64(3), every_n_epochs=np.int32(2))
 
@@ -33,7 +33,7 @@ def test_numpy_numbers_and_lists_are_taken():
         (AblationFaithfulness, {"max_samples": 10.5}, "max_samples must be an integer at least 1, got 10.5"),
         (AblationFaithfulness, {"max_samples": True}, "max_samples must be an integer"),
         (AblationFaithfulness, {"every_n_epochs": 1.5}, "every_n_epochs must be an integer"),
-        (AblationFaithfulness, {"greedy": 1}, "greedy must be True or False, got 1"),
+        (AblationFaithfulness, {"best_order": 1}, "best_order must be True or False, got 1"),
         (AblationFaithfulness, {"specificity": "yes"}, "specificity must be True or False, got 'yes'"),
         (AblationFaithfulness, {"fractions": 0.1}, "fractions must be numbers above 0 and up to 1, got 0.1"),
         (AblationFaithfulness, {"fractions": "0.1"}, "fractions must be numbers above 0 and up to 1, got '0.1'"),

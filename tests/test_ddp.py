@@ -53,7 +53,8 @@ if processes > 1:
 train, val = loaders(n_val=301)
 epochs, sanity = 2 if mode == "mistake" else 1, 2 if mode == "rehearsed" else 0
 run = trainer(
-    {folder!r}, [*others, ours], max_epochs=epochs, logger=logger, strategy=strategy, devices=processes, num_sanity_val_steps=sanity
+    {folder!r}, [*others, ours], max_epochs=epochs, logger=logger, strategy=strategy, devices=processes,
+    num_sanity_val_steps=sanity,
 )
 try:
     run.validate(model, val, verbose=False) if mode == "validate" else run.fit(model, train, val)

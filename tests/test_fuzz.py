@@ -162,7 +162,8 @@ checks = st.builds(
     max_samples=st.sampled_from([1, 5, 512]),
     least_first=st.booleans(),
     specificity=st.booleans(),
-    greedy=st.booleans(),
+    best_order=st.booleans(),
+    keep_only=st.booleans(),
 )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_neuroimp import (
     Attribution,
+    BlockwiseGradient,
     Conductance,
     IntegratedGradients,
     MaskedGradient,
@@ -115,8 +116,8 @@ def _blocks(n_blocks: int, moved: float, elsewhere: float = 0.0) -> Score:
 CHOSEN = [
     Score("intact + 1 mask", MaskedGradient(points=1, q_max=0.5, intact=True), "1 F+B"),
     _intact("2 intact + 2 masks", 2, 2),
-    _blocks(2, 0.5),
-    _blocks(2, 0.6),
+    Score("halves, moved 0.5", BlockwiseGradient(blocks=2, at=0.5), "2 F+B"),
+    Score("halves, moved 0.6", BlockwiseGradient(blocks=2, at=0.6), "2 F+B"),
 ]
 """Variants that were best on the tuning settings, at one and two passes, listed before the held-out ones were run."""
 

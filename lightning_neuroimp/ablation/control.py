@@ -136,6 +136,15 @@ class RandomControl:
                 orders.append(self._names[draw][self._matched[number][draw]])
         return orders
 
+    def order(self, score: int, draw: int) -> Int[np.ndarray, "cell neuron"]:
+        """Return one random order of a score.
+
+        Args:
+            score: its place among the rankings.
+            draw: number of the draw.
+        """
+        return self._names[draw][self._matched[self._which[score]][draw]]
+
     def masks(self, cell: int, count: int) -> Bool[np.ndarray, "run neuron"]:
         """Return which neurons are removed from the samples of a cell in each of `every_run`.
 

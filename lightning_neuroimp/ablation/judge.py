@@ -98,13 +98,13 @@ class Judge:
         runs = self.control.runs(position)
         curve, control = self.accuracy[own], self.accuracy[runs]
         least = self.accuracy[self.orders.least[position]] if self.orders.least else None
-        greedy = None if self.orders.greedy is None else self.accuracy[self.orders.greedy]
+        best = None if self.orders.best is None else self.accuracy[self.orders.best]
         gap, relative = statistics.gap(curve, control), statistics.relative_gap(curve, control)
         accuracy, margin = (self._gap_tests(*test) for test in self._tests(position))
         prediction = self._predictions.of(self.importances[position])
         reference_gap = self._reference_gaps(self.accuracy, references, control)
         gain = self._symmetric_gain(position)
-        greedy_gap = np.full(len(gap), np.nan) if greedy is None else statistics.gap(greedy, control)
+        best_gap = np.full(len(gap), np.nan) if best is None else statistics.gap(best, control)
         return Faithfulness(
             removed=self.control.removed,
             samples=self.samples.T,
@@ -140,11 +140,22 @@ class Judge:
             least_accuracy=least,
             srg=gain[0],
             srg_interval=gain[1],
-            greedy_accuracy=greedy,
-            normalised_gap=np.divide(gap, greedy_gap, out=np.full_like(gap, np.nan), where=greedy_gap > 0),
+            best_accuracy=best,
+            normalised_gap=np.divide(gap, best_gap, out=np.full_like(gap, np.nan), where=best_gap > 0),
+            kept_accuracy=None,
+            random_kept_accuracy=None,
             n_draws=self.control.n_draws,
             specificity=None,
         )
+
+    def curves_of(self, outcomes: Outcomes) -> Float[np.ndarray, "order row point"]:
+        """Return the accuracies of other orders on the same samples, in the rows of the tables.
+
+        Args:
+            outcomes: of these orders.
+        """
+        assert np.array_equal(outcomes.sample, self.outcomes.sample)
+        return self._pool(outcomes.correct)
 
     def comparisons(self) -> list[Comparison]:
         """Compare every pair of attributions of the site: the difference of their gaps, with 95% intervals."""

@@ -89,7 +89,7 @@ class RemovalOrders:
         shared: number of the order by each attribution's mean over all clusters.
         first: number of the order by the effects to first order; None where these are not known.
         least: number of each attribution's order, least important first; empty where that was not asked for.
-        greedy: number of the greedy order; None where that was not asked for.
+        best: number of the progressive order; None where that was not asked for.
     """
 
     orders: list[Int[np.ndarray, "cell neuron"]]
@@ -98,7 +98,7 @@ class RemovalOrders:
     shared: list[int]
     first: int | None
     least: list[int]
-    greedy: int | None
+    best: int | None
 
     def references(self, position: int) -> list[int | None]:
         """Return the numbers of an attribution's reference rankings, in the order of `REFERENCES`; None: not known."""
@@ -108,14 +108,14 @@ class RemovalOrders:
 def plan_orders(
     importances: Sequence[Importance],
     settings: AblationFaithfulness,
-    greedy: Int[np.ndarray, "cell neuron"] | None = None,
+    best: Int[np.ndarray, "cell neuron"] | None = None,
 ) -> RemovalOrders:
     """Order the neurons for removal: in each cell by the other half's scores, most important first.
 
     Args:
         importances: the attributions of a site.
         settings: of the check.
-        greedy: the greedy order of each cell, from its own samples; None: there is none.
+        best: the progressive order of each cell, from its own samples; None: there is none.
     """
     n = len(importances)
     own = [_by_other_half(importance.half_mean) for importance in importances]
@@ -127,9 +127,9 @@ def plan_orders(
         orders.append(_by_other_half(effects))
     least = list(range(len(orders), len(orders) + n)) if settings.least_first else []
     orders += [order[:, ::-1] for order in own] if settings.least_first else []
-    if greedy is not None:
-        orders.append(greedy.reshape(-1, 2, greedy.shape[1])[:, ::-1].reshape(greedy.shape))  # the other half's
-    last = None if greedy is None else len(orders) - 1
+    if best is not None:
+        orders.append(best.reshape(-1, 2, best.shape[1])[:, ::-1].reshape(best.shape))  # the other half's
+    last = None if best is None else len(orders) - 1
     return RemovalOrders(orders, list(range(n)), n, list(range(n + 1, 2 * n + 1)), first, least, last)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from lightning_neuroimp import statistics
 from lightning_neuroimp.ablation.control import RandomControl
 from lightning_neuroimp.ablation.outcomes import Outcomes
-from lightning_neuroimp.results.importance import Importance
+from lightning_neuroimp.results.importance import ORDER, Importance
 
 LDS_FRACTION = 0.1
 """Share of the neurons in the removals from which the linear datamodeling score is computed."""
@@ -63,6 +63,8 @@ class Predictions:
     def of(self, importance: Importance) -> Prediction:
         """Compute the linear datamodeling scores of one score and of its alternatives.
 
+        A score that is an order predicts no effects: its own is NaN.
+
         Args:
             importance: of one attribution at the site.
         """
@@ -75,6 +77,8 @@ class Predictions:
         # scores that do not differ predict nothing
         lead = replicates[1:] - np.nan_to_num(replicates[0])
         alternatives = np.stack([[statistics.percentiles(row) for row in rows] for rows in lead])
+        if importance.attribution_kind == ORDER:
+            value[0], interval[:], alternatives[:] = np.nan, np.nan, np.nan
         return Prediction(value, interval, alternatives)
 
     @cached_property

@@ -26,8 +26,9 @@ class AblationFaithfulness:
         max_overhead: skip a check that would take more than this share of the time since the last one; the first check,
             and one at the end of the training run, are always made. None: never skip.
         least_first: also remove the least important neurons first, for the symmetric relevance gain.
-        greedy: also remove neurons in an order found greedily, for the normalised gap; takes one pass of what follows
-            the site for every neuron at every fraction.
+        keep_only: also keep only the most important neurons, and only random ones, in place of removing them.
+        best_order: also remove neurons in a progressive order (see `ProgressiveGradient`), for the normalised gap; it
+            takes a forward pass, and a forward and backward pass of what follows the site, at every fraction.
         specificity: also remove each cluster's top tenth of the neurons from all other clusters.
         randomise: also compute importances with randomised weights, on a copy of the model.
         false_discovery: how the rates of false discoveries are computed: "bh" (Benjamini-Hochberg) for tests that are
@@ -47,7 +48,8 @@ class AblationFaithfulness:
     every_n_epochs: int = 1
     max_overhead: float | None = 0.1
     least_first: bool = False
-    greedy: bool = False
+    keep_only: bool = False
+    best_order: bool = False
     specificity: bool = False
     randomise: bool = False
     false_discovery: Literal["bh", "by"] = "bh"
@@ -63,7 +65,7 @@ class AblationFaithfulness:
         }
         if self.max_overhead is not None:
             valid["max_overhead"] = _validate.number("max_overhead, where it is not None,", self.max_overhead, above=0)
-        for name in ("least_first", "greedy", "specificity", "randomise"):
+        for name in ("least_first", "keep_only", "best_order", "specificity", "randomise"):
             valid[name] = _validate.boolean(name, getattr(self, name))
         for name, value in valid.items():
             object.__setattr__(self, name, value)
@@ -74,7 +76,7 @@ class AblationFaithfulness:
         One is a full forward pass, all others run what follows the site; sets of neurons that several rankings or
         random orders have in common in a cluster's half are run once. Each score has a random control of its own;
         scores with equal rankings share one. With more than 19 random orders there is another full pass for each round
-        of them; `greedy` and `specificity` come on top.
+        of them; `keep_only`, `best_order` and `specificity` come on top.
 
         Args:
             n_attributions: number of scores.

@@ -44,8 +44,11 @@ class NeuronImportance(Callback):
             neurons. Choose activations rather than the linear layers before them.
         clusters: "labels", "predictions", a mapping from classes to groups, `KMeansClusters(...)`, "dataloaders" (those
             of each validation loader), or a callable `batch -> one integer or string per sample`.
-        attribution: "gradient_x_activation", "gradient", "activation", "integrated_gradients", "masked_gradient",
-            "leave_one_out", "random", a callable `SiteBatch -> (sample, neuron) scores`, or several of these.
+        attribution: "blockwise_gradient", "gradient_x_activation", "layer_norm_rule", "masked_gradient",
+            "integrated_gradients", "leave_one_out", "shapley", "regression", "progressive_gradient", "conductance",
+            "internal_influence", "taylor", "gradient", "activation", "random", a method of Captum such as
+            "captum.attr.DeepLift", a callable `SiteBatch -> (sample, neuron) scores`, or several of these; with options
+            as in "masked_gradient(points=2)" or `MaskedGradient(points=2)`.
         target: scalar explained per sample: "margin", "logit", "log_probability", "probability", or a callable
             `(logits, classes) -> (sample,)`.
         baseline: what a removed neuron is set to: "zero", "mean" over the probe set, "resample" (what another sample
@@ -98,7 +101,7 @@ class NeuronImportance(Callback):
         self,
         layers: str | Site | Sequence[str | Site],
         clusters: str | KMeansClusters | dict[int | str, int | str] | Callable[..., Any] = "labels",
-        attribution: str | Sequence[str | Callable[..., Any]] | Callable[..., Any] = "gradient_x_activation",
+        attribution: str | Sequence[str | Callable[..., Any]] | Callable[..., Any] = "blockwise_gradient",
         target: str | Callable[..., Any] = "margin",
         baseline: BaselineLike = "zero",
         faithfulness: AblationFaithfulness | None = AblationFaithfulness(),  # noqa: B008 (frozen)

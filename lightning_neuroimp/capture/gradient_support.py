@@ -1,17 +1,21 @@
 """Let gradients be computed in evaluation mode where torch refuses to.
 
 cuDNN's recurrent layers have no backward pass in evaluation mode, and reentrant checkpoints none that
-`torch.autograd.grad` may ask for. Both have an equal that has one.
+`torch.autograd.grad` may ask for; other checkpoints run a part of the model again in the backward pass, when the hooks
+that replace activations are gone, so that gradients would be those of other activations. All have an equal that is
+right.
 """
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import checkpoint
+
+from lightning_neuroimp import _compat
 
 _LOCK = threading.RLock()
 _WITHOUT_CUDNN = [0, True]  # number of calls that run without it now, and whether it was on before the first of them
@@ -20,7 +24,7 @@ _DIRECT = dict[int, int]()  # by thread; how often its checkpoints have been swi
 
 @contextmanager
 def with_gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Run recurrent layers on CUDA without cuDNN where gradients are enabled, and reentrant checkpoints as plain calls.
+    """Run recurrent layers on CUDA without cuDNN where gradients are enabled, and checkpoints as plain calls.
 
     Args:
         modules: all modules of a model.
@@ -91,11 +95,12 @@ def _hook(module: nn.Module, stack: ExitStack) -> None:
 
 @contextmanager
 def _plain_checkpoints() -> Iterator[None]:
-    """Call what is in a reentrant checkpoint as it is, in this thread: more memory, the same values and gradients."""
+    """Call what is in a checkpoint as it is, in this thread: more memory, the same values and gradients."""
     thread = threading.get_ident()
     with _LOCK:
         if not _DIRECT:
             checkpoint.CheckpointFunction.apply = _apply  # type: ignore[method-assign]
+            _compat.set_checkpoint_hook(_saving)
         _DIRECT[thread] = _DIRECT.get(thread, 0) + 1
     try:
         yield
@@ -106,6 +111,12 @@ def _plain_checkpoints() -> Iterator[None]:
                 del _DIRECT[thread]
             if not _DIRECT:
                 del checkpoint.CheckpointFunction.apply
+                _compat.set_checkpoint_hook(_compat.CheckpointHook)
+
+
+def _saving(frame: Any) -> AbstractContextManager[Any]:
+    """Stand in for what saves nothing of a checkpoint that is not reentrant."""
+    return nullcontext() if threading.get_ident() in _DIRECT else _compat.CheckpointHook(frame)
 
 
 def _apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:

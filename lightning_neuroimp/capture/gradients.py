@@ -1,11 +1,14 @@
 """Differentiate a target with respect to activations, and say in words where that is not possible."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lightning_neuroimp.errors import InvalidArgument
+
+T = TypeVar("T")
 
 _NO_DERIVATIVE = (
     "not implemented",
@@ -41,6 +44,27 @@ def differentiate(total: Tensor, activations: Sequence[Tensor]) -> list[Tensor |
             f"torch cannot differentiate the model's outputs: {type(error).__name__} {str(error)[:100]}; use "
             "attribution='leave_one_out' or 'activation', which need no gradient"
         ) from error
+
+
+def despite_changes(compute: Callable[[], T], changed: list[bool]) -> T:
+    """Compute something with gradients, also where the model changes what its backward pass needs.
+
+    That happens where an operation in place follows a layer that is the identity in evaluation mode, such as dropout.
+    Then what is changed is copied first.
+
+    Args:
+        compute: builds a graph and differentiates it.
+        changed: holds True once it was seen that copies are needed; filled here.
+    """
+    if not changed:
+        try:
+            return compute()
+        except (InvalidArgument, RuntimeError) as error:
+            if "modified by an inplace operation" not in f"{error} {error.__cause__}":
+                raise
+            changed.append(True)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        return compute()
 
 
 def no_path(site: str) -> str:

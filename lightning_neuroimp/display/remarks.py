@@ -58,8 +58,17 @@ def _on_ablation(results: Results, faithfulness: Faithfulness) -> list[str]:
             "Symmetric relevance gain (least important first - most important first): "
             f"{signed(faithfulness.srg[-1])} (95%: {interval(faithfulness.srg_interval[-1])})."
         )
-    if faithfulness.greedy_accuracy is not None:
-        lines.append(f"Normalised gap (share of a greedy order's gap): {percentage(faithfulness.normalised_gap[-1])}.")
+    if faithfulness.kept_accuracy is not None and faithfulness.random_kept_accuracy is not None:
+        chance = faithfulness.random_kept_accuracy[:, -1].mean(0)
+        kept = [
+            f"{count}: {own:.2f} ({random:.2f})"
+            for count, own, random in zip(faithfulness.removed, faithfulness.kept_accuracy[-1], chance, strict=True)
+        ]
+        lines.append(f"Accuracy with only the most important neurons left (with only random ones): {', '.join(kept)}.")
+    if faithfulness.best_accuracy is not None:
+        lines.append(
+            f"Normalised gap (share of a progressive order's gap): {percentage(faithfulness.normalised_gap[-1])}."
+        )
     if faithfulness.specificity is not None:
         lines += _on_specificity(results, faithfulness.specificity)
     return lines

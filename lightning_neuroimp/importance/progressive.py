@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_neuroimp.batches.numbers import rows_of
 from lightning_neuroimp.batches.processes import Processes
 from lightning_neuroimp.batches.structure import to_numpy
-from lightning_neuroimp.capture.gradients import differentiate
+from lightning_neuroimp.capture.gradients import despite_changes, differentiate
 from lightning_neuroimp.capture.positions import along_positions, sum_groups, sum_positions
 from lightning_neuroimp.capture.removal import baseline_of
 from lightning_neuroimp.capture.sample_table import SampleTable
@@ -85,10 +85,14 @@ def _scores_without(
     removal, activation = recorder.removal, suffix.activation
     if activation is None:  # this batch does not reach the site
         return np.zeros(gone.shape)
-    with torch.enable_grad():
-        point = suffix.removed(torch.from_numpy(gone).to(activation.device)).requires_grad_()
-        total = target.values(*suffix(point)).sum()
-        gradient: Tensor | None = differentiate(total, [point])[0] if total.requires_grad else None
+    point = suffix.removed(torch.from_numpy(gone).to(activation.device)).requires_grad_()
+
+    def compute() -> Tensor | None:
+        with torch.enable_grad():
+            total = target.values(*suffix(point)).sum()
+            return differentiate(total, [point])[0] if total.requires_grad else None
+
+    gradient = despite_changes(compute, recorder.changed)
     if gradient is None:
         return np.zeros(gone.shape)
     dtype = torch.promote_types(activation.dtype, torch.float32)  # products in half precision would lose digits

@@ -142,8 +142,12 @@ class Faithfulness(Record):
         least_accuracy: deletion curve with the least important neurons first; None where it was not asked for.
         srg: symmetric relevance gain: mean over the points of (least first - most first).
         srg_interval: its 95% interval over the samples.
-        greedy_accuracy: deletion curve of a greedy order; None where it was not asked for.
-        normalised_gap: gap over that of the greedy order; NaN where that is not positive.
+        best_accuracy: deletion curve of a progressive order, which is about the best one that is known; None where it
+            was not asked for.
+        normalised_gap: gap over that of this order; NaN where that is not positive.
+        kept_accuracy: accuracy with all neurons removed but the `removed` most important ones; None where it was not
+            asked for.
+        random_kept_accuracy: the same with only random neurons left, in up to 19 of the random orders; None likewise.
         n_draws: number of random orders that were asked for, or of all that there are; fewer were made where all was
             decided before.
         specificity: None where it was not asked for.
@@ -192,7 +196,9 @@ class Faithfulness(Record):
     least_accuracy: Float[np.ndarray, "row point"] | None
     srg: Float[np.ndarray, " row"]
     srg_interval: Float[np.ndarray, "row 2"]
-    greedy_accuracy: Float[np.ndarray, "row point"] | None
+    best_accuracy: Float[np.ndarray, "row point"] | None
     normalised_gap: Float[np.ndarray, " row"]
+    kept_accuracy: Float[np.ndarray, "row point"] | None
+    random_kept_accuracy: Float[np.ndarray, "kept row point"] | None
     n_draws: int
     specificity: Specificity | None

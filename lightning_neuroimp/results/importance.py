@@ -12,6 +12,9 @@ from lightning_neuroimp.results.faithfulness import Faithfulness
 from lightning_neuroimp.results.record import Record
 from lightning_neuroimp.site import Removal
 
+ORDER = "progressive_gradient"
+"""Key of the score whose importances are an order of the neurons: they predict no effects."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Importance(Record):

@@ -108,8 +108,9 @@ def from_version_5(results: Node) -> None:
 def from_version_6(results: Node) -> None:
     """Turn a tree of version 6 into one of version 7.
 
-    New in version 7: faithfulness has tests of the margin's gap, and the ceiling of the LDS; activities
-    say how a ranking would change with another baseline; importances know the names of the clusters.
+    New in version 7: faithfulness has tests of the margin's gap, the ceiling of the LDS, accuracies with only the most
+    important neurons left, and a progressive order in place of the greedy one; activities say how a ranking would
+    change with another baseline; importances know the names of the clusters.
     """
     for activity in results.fields["activities"]:
         activity.fields |= {"other_baseline": "", "baseline_agreement": np.nan}
@@ -120,4 +121,6 @@ def from_version_6(results: Node) -> None:
             unknown = np.full(len(content["gap"]), np.nan)
             for name in ("margin_gap", "margin_p_value", "margin_p_value_worse", "lds_ceiling"):
                 content[name] = unknown
+            content["best_accuracy"] = content.pop("greedy_accuracy")
+            content["kept_accuracy"] = content["random_kept_accuracy"] = None
             content["reference_margin_gap"] = np.full(np.shape(content["reference_gap"]), np.nan)

@@ -8,18 +8,17 @@ from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 from lightning_neuroimp.ablation.control import RandomControl
 from lightning_neuroimp.ablation.early_stopping import rounds
-from lightning_neuroimp.ablation.greedy import greedy_orders
 from lightning_neuroimp.ablation.judge import Judge
 from lightning_neuroimp.ablation.orders import choose_samples, plan_orders
 from lightning_neuroimp.ablation.outcomes import CellBatch, Outcomes, ablate_orders
 from lightning_neuroimp.ablation.predictions import LDS_FRACTION
-from lightning_neuroimp.ablation.settings import AblationFaithfulness
+from lightning_neuroimp.ablation.settings import MIN_RANDOM, AblationFaithfulness
 from lightning_neuroimp.ablation.specificity import judge_specificity, specificity_orders
 from lightning_neuroimp.batches.numbers import rows_of
 from lightning_neuroimp.batches.probe import ProbeSet
@@ -29,6 +28,8 @@ from lightning_neuroimp.capture.forward import ForwardFn
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
+from lightning_neuroimp.capture.targets import MARGIN
+from lightning_neuroimp.importance.progressive import progressive_orders
 from lightning_neuroimp.results.faithfulness import Comparison, Faithfulness, Specificity
 from lightning_neuroimp.results.findings.diagnosis import diagnose
 from lightning_neuroimp.results.importance import Importance
@@ -199,6 +200,10 @@ class _Check:
             for importance in importances:
                 found, name = self._specificity(importance, recorder), importance.attribution
                 judged[name] = replace(judged[name], specificity=found)
+        if self.settings.keep_only:
+            for importance, kept in zip(importances, self._kept(judge, recorder), strict=True):
+                name = importance.attribution
+                judged[name] = replace(judged[name], kept_accuracy=kept[0], random_kept_accuracy=kept[1:])
         notes = []
         if recorder.reason is not None:
             notes.append(f"{removal.site}: each ablation ran the whole network, because {recorder.reason}")
@@ -227,11 +232,11 @@ class _Check:
         removal, settings, results = importances[0].removal, self.settings, self.results
         removed = points(settings.fractions, removal.n_neurons)
         seed = (results.seed, crc32(removal.where.key.encode()))
-        greedy = None
-        if settings.greedy:
+        best = None
+        if settings.best_order:
             n_cells, processes = 2 * len(results.clusters.ids), self.subject.processes
-            greedy = greedy_orders(recorder, self._batches(), removed, n_cells, processes=processes)
-        planned = plan_orders(importances, settings, greedy)
+            best = progressive_orders(recorder, self._batches, removed, n_cells, MARGIN, processes=processes)
+        planned = plan_orders(importances, settings, best)
         control = RandomControl([planned.orders[own] for own in planned.own], removed, settings.n_random, seed)
         first, *later = [control.n_draws] if control.exhaustive else rounds(control.n_draws)
         orders = [*planned.orders, *control.extend(range(len(importances)), first, len(planned.orders))]
@@ -258,6 +263,22 @@ class _Check:
         """Return the group of each sample of the outcomes."""
         group = self.results.sample_group
         return None if group is None else group[rows_of(self.results.sample_index, outcomes.sample)]
+
+    def _kept(self, judge: Judge, recorder: SuffixRecorder) -> list[Float[np.ndarray, "order row point"]]:
+        """Remove all neurons but the most important ones, and all but random ones.
+
+        Returns:
+            For each score the accuracy with its own order, then with random ones.
+        """
+        n_draws = min(MIN_RANDOM, judge.control.n_draws)
+        orders = [
+            order[:, ::-1]
+            for place, own in enumerate(judge.orders.own)
+            for order in (judge.orders.orders[own], *(judge.control.order(place, draw) for draw in range(n_draws)))
+        ]
+        removed = judge.control.n_neurons - judge.control.removed[::-1]
+        curves = judge.curves_of(self._ablate(recorder, orders, removed))[..., ::-1]
+        return np.split(curves, len(judge.orders.own))
 
     def _specificity(self, importance: Importance, recorder: SuffixRecorder) -> Specificity:
         """Remove each cluster's top tenth of the neurons from all clusters, and judge the difference."""

@@ -64,7 +64,7 @@ def neuron_importance(
     layers: str | Site | Sequence[str | Site],
     clusters: Clusters = "labels",
     attribution: str | AttributionFn | Attribution | Sequence[str | AttributionFn | Attribution] = (
-        "gradient_x_activation"
+        "blockwise_gradient"
     ),
     target: str | TargetFn = "margin",
     target_class: str | int = "label",
@@ -98,8 +98,11 @@ def neuron_importance(
         layers: names or globs as in `model.named_modules()`, or `Site`s; their outputs' channels are the neurons.
         clusters: "labels", "predictions", a mapping from classes to groups, `KMeansClusters(...)`, or a callable
             `batch -> one integer or string per sample`; in a Trainer also "dataloaders".
-        attribution: "gradient_x_activation", "gradient", "activation", "integrated_gradients", "masked_gradient",
-            "leave_one_out", "random", a callable `SiteBatch -> (sample, neuron) scores`, or several of these.
+        attribution: "blockwise_gradient", "gradient_x_activation", "layer_norm_rule", "masked_gradient",
+            "integrated_gradients", "leave_one_out", "shapley", "regression", "progressive_gradient", "conductance",
+            "internal_influence", "taylor", "gradient", "activation", "random", a method of Captum such as
+            "captum.attr.DeepLift", a callable `SiteBatch -> (sample, neuron) scores`, or several of these; with options
+            as in "masked_gradient(points=2)" or `MaskedGradient(points=2)`.
         target: the scalar explained per sample: "margin", "logit", "log_probability", "probability", or a callable
             `(logits, classes) -> (sample,)`.
         target_class: class whose target is explained: each sample's "label", the class "predicted" for it, or one

@@ -43,7 +43,7 @@ class ImportanceSettings:
 
     layers: Any
     clusters: Clusters = "labels"
-    attribution: InitVar[Any] = "gradient_x_activation"
+    attribution: InitVar[Any] = "blockwise_gradient"
     target: InitVar[Any] = "margin"
     target_class: str | int = "label"
     baseline: InitVar[Any] = "zero"

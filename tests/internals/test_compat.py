@@ -1,6 +1,7 @@
 """Private parts of other packages: each one exists, and only `_compat.py` reads them."""
 
 import ast
+import contextlib
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lightning_neuroimp
 from lightning_neuroimp import _compat
@@ -185,6 +187,27 @@ def values_of_the_validation_are_told_from_others():
     return seen.seen == {"val_acc": 0.5} and seen.all == {"acc", "val_acc"}
 
 
+def checkpoints_save_by_a_hook():
+    """Without it nothing is computed twice."""
+    calls = []
+
+    def inside(x):
+        calls.append(None)
+        return x.sin()
+
+    x = torch.ones(3, requires_grad=True)
+    counts = []
+    for hook in (_compat.CheckpointHook, lambda frame: contextlib.nullcontext()):
+        _compat.set_checkpoint_hook(hook)
+        try:
+            calls.clear()
+            checkpoint(inside, x, use_reentrant=False).sum().backward()
+            counts.append(len(calls))
+        finally:
+            _compat.set_checkpoint_hook(_compat.CheckpointHook)
+    return counts == [2, 1]
+
+
 def new_trainer():
     return pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
 
@@ -206,6 +229,7 @@ PARTS = {
     lightning_modules_refer_to_their_trainer: {"lightning_attachments"},
     lightning_counts_the_batches_that_stepped: {"batches_that_stepped"},
     values_of_the_validation_are_told_from_others: {"validation_metrics"},
+    checkpoints_save_by_a_hook: {"CheckpointHook", "set_checkpoint_hook"},
 }
 
 

@@ -297,7 +297,7 @@ def test_specificity_and_agreement_are_drawn():
     names = ["gradient_x_activation", "gradient"]
     found = neuron_importance(model, data, layers="1", attribution=names, epoch=0)
     again = neuron_importance(model, data, layers="1", attribution=names, epoch=1, previous=found)
-    asked = AblationFaithfulness(specificity=True, least_first=True, greedy=True)
+    asked = AblationFaithfulness(specificity=True, least_first=True, best_order=True)
     found = ablation_faithfulness(model, data, again, asked)
     text = summary(found)
     for words in (

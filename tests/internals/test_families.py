@@ -53,7 +53,9 @@ def places(results):
 def test_scores_and_ablations_equal_a_slow_twin(name, baseline):
     family = family_of(name)
     probe = ProbeSet.from_batches(family.batches, seed=5)
-    results = neuron_importance(family.model, probe, layers=family.site, baseline=baseline, seed=5)
+    results = neuron_importance(
+        family.model, probe, layers=family.site, attribution="gradient_x_activation", baseline=baseline, seed=5
+    )
     one = results[family.site]
     subject = Subject(family.model, probe)
     donors = subject.donors(one.removal.baseline, 5)

@@ -1,4 +1,4 @@
-"""What a check measures beyond gaps: intervals, comparisons, specificity, greedy orders, sequential stopping."""
+"""What a check measures beyond gaps: intervals, comparisons, specificity, orders, what is kept, early stopping."""
 
 import collections
 import copy
@@ -20,6 +20,7 @@ from lightning_neuroimp import (
     symmetric_relevance_gain,
 )
 from lightning_neuroimp.capture.suffix.tape import Tape
+from lightning_neuroimp.capture.targets import MARGIN
 from tests.support.digits import batches, digits, train, validation_batches
 from tests.support.toys import Function
 
@@ -38,7 +39,7 @@ def check(small, names, **settings):
 @pytest.fixture(scope="module")
 def everything(small):
     names = ["gradient_x_activation", "gradient", "random"]
-    return check(small, names, least_first=True, greedy=True, specificity=True)
+    return check(small, names, least_first=True, best_order=True, specificity=True)
 
 
 def test_intervals_hold_their_values(everything):
@@ -176,50 +177,83 @@ def test_the_diagonal_of_the_specificity_is_a_point_of_the_curve(everything):
     )
 
 
-def test_greedy_orders_equal_a_slow_search():
+@pytest.fixture(scope="module")
+def tiny():
+    """A small net with all that removal needs by hand: activations, halves and clusters of its samples."""
     torch.manual_seed(0)
     x, y = (part[:80] for part in digits())
-    model = nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10))
+    model = nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 10))
     data = batches(x, y, 80)
-    results = neuron_importance(model, data, layers="1", clusters=lambda batch: batch[1] % 2)
-    settings = AblationFaithfulness(fractions=(0.3, 0.6), greedy=True)
-    found = ablation_faithfulness(model, data, results, settings)["1"].faithfulness
+    results = neuron_importance(
+        model, data, layers="1", clusters=lambda batch: batch[1] % 2, attribution="gradient_x_activation"
+    )
+    settings = AblationFaithfulness(fractions=(0.3, 0.6), best_order=True, keep_only=True)
+    found = ablation_faithfulness(model, data, results, settings)
+    place = np.argsort(results.sample_index)
+    return model, x, y, found, results.sample_half[place], results.sample_cluster[place]
+
+
+def right_without(tiny, gone):
+    """Which samples are right with their own neurons removed: gone[sample] are these."""
+    model, x, y, *_ = tiny
+    kept = model[:2](x).detach()
+    for sample, neurons in enumerate(gone):
+        kept[sample, list(neurons)] = 0
+    return (model[2:](kept).argmax(1) == y).numpy()
+
+
+def test_progressive_orders_equal_a_slow_search(tiny):
+    model, x, y, results, half, cluster = tiny
+    found, h, order_of = results["1"].faithfulness, model[:2](x).detach(), {}
     assert found.removed.tolist() == [2, 4]
-    h = model[:2](x).detach()
-    order_of = {}
-    probe = {number: place for place, number in enumerate(results.sample_index.tolist())}
-    half = np.array([results.sample_half[probe[number]] for number in range(80)])
-    cluster = np.array([results.sample_cluster[probe[number]] for number in range(80)])
-
-    def margin(rows, gone):
-        kept = h[rows].clone()
-        kept[:, gone] = 0
-        logits, own = model[2](kept), y[rows]
-        rest = logits.scatter(1, own[:, None], -torch.inf)
-        return float((logits.gather(1, own[:, None])[:, 0] - rest.logsumexp(1)).detach().sum())
-
     for group in itertools.product((0, 1), (0, 1)):
         rows = np.flatnonzero((cluster == group[0]) & (half == group[1]))
-        gone = []
+        order = []
         for count in (2, 4):
-            left = {j: margin(rows, [*gone, j]) for j in range(6) if j not in gone}
-            gone += sorted(left, key=left.__getitem__)[: count - len(gone)]
-        order_of[group] = gone
+            point = h[rows].clone()
+            point[:, order] = 0
+            point.requires_grad_()
+            (slope,) = torch.autograd.grad(MARGIN.values(model[2:](point), y[rows]).sum(), point)
+            scores = (h[rows] * slope).sum(0)
+            scores[order] = -torch.inf
+            order += scores.argsort(descending=True)[: count - len(order)].tolist()
+        order_of[group] = order
     for row in (0, 1):
-        right = np.zeros(2)
-        for side in (0, 1):
-            rows = np.flatnonzero((cluster == row) & (half == side))
-            for point, count in enumerate((2, 4)):
-                kept = h[rows].clone()
-                kept[:, order_of[row, 1 - side][:count]] = 0
-                right[point] += int((model[2](kept).argmax(1) == y[rows]).sum())
-        np.testing.assert_allclose(found.greedy_accuracy[row], right / (cluster == row).sum())
-    greedy = (found.random_accuracy.mean(0) - found.greedy_accuracy).mean(1)
+        for point, count in enumerate((2, 4)):
+            gone = [order_of[row, 1 - side][:count] for side in half]
+            right = right_without(tiny, gone)[cluster == row]
+            assert found.best_accuracy[row, point] == pytest.approx(right.mean())
+    best = (found.random_accuracy.mean(0) - found.best_accuracy).mean(1)
     for row in (0, 1):
-        if greedy[row] > 0:
-            assert found.normalised_gap[row] == pytest.approx(found.gap[row] / greedy[row])
+        if best[row] > 0:
+            assert found.normalised_gap[row] == pytest.approx(found.gap[row] / best[row])
         else:
             assert np.isnan(found.normalised_gap[row])
+
+
+def test_only_the_most_important_neurons_are_kept(tiny):
+    *_, results, half, cluster = tiny
+    one = results["1"]
+    found = one.faithfulness
+    ranking = np.argsort(-one.half_mean, axis=-1, kind="stable")
+    for row in (0, 1):
+        for point, count in enumerate((2, 4)):
+            gone = [ranking[1 - side, row, count:] for side in half]
+            right = right_without(tiny, gone)[cluster == row]
+            assert found.kept_accuracy[row, point] == pytest.approx(right.mean())
+    assert found.random_kept_accuracy.shape == (19, 3, 2)
+    assert found.random_kept_accuracy.std() > 0
+    assert "Accuracy with only the most important neurons left (with only random ones): 2: " in results.summary()
+
+
+def test_keeping_and_removing_share_the_random_orders(tiny):
+    """With half of the neurons removed, those that are left are those that the reversed order removes."""
+    model, x, y, *_ = tiny
+    data = batches(x, y, 80)
+    results = neuron_importance(model, data, layers="1", clusters=lambda batch: batch[1] % 2, attribution="random")
+    both = AblationFaithfulness(fractions=(0.5,), keep_only=True, least_first=True)
+    found = ablation_faithfulness(model, data, results, both)["1"].faithfulness
+    np.testing.assert_array_equal(found.kept_accuracy, found.least_accuracy)
 
 
 def test_the_normalised_gap_of_the_best_ranking_is_one():
@@ -230,7 +264,7 @@ def test_the_normalised_gap_of_the_best_ranking_is_one():
     y = (model(x)[:, 0] <= 0).long()
     data = [(x, y)]
     results = neuron_importance(model, data, layers="site", target="logit", clusters=lambda batch: batch[1] * 0)
-    found = ablation_faithfulness(model, data, results, AblationFaithfulness(greedy=True))["site"].faithfulness
+    found = ablation_faithfulness(model, data, results, AblationFaithfulness(best_order=True))["site"].faithfulness
     assert 0 < found.normalised_gap[-1] < 1.6
 
 
@@ -271,7 +305,7 @@ def test_what_is_not_asked_for_costs_nothing(small, monkeypatch):
     model, data = small
     results = neuron_importance(model, data, layers="1", attribution=["random", "gradient"])
     cost = {}
-    for name in ("", "least_first", "specificity", "greedy"):
+    for name in ("", "least_first", "specificity", "best_order", "keep_only"):
         runs.clear()
         probe = ProbeSet.from_batches(data)
         settings = AblationFaithfulness(fractions=(0.2, 0.5), **({name: True} if name else {}))
@@ -283,7 +317,9 @@ def test_what_is_not_asked_for_costs_nothing(small, monkeypatch):
     assert cost["least_first"] - cost[""] == 2 * 2
     # one set of neurons for each cluster; "random" has the same ones for all
     assert cost["specificity"] - cost[""] == 10 + 1
-    assert cost["greedy"] - cost[""] >= 2 * 24
+    assert cost["keep_only"] - cost[""] <= 2 * 2 * (19 + 1)
+    # two rounds, and the order's own curve; and one trial of gradients at each site
+    assert 2 + 2 <= cost["best_order"] - cost[""] < 2 + 2 + 1
 
 
 def test_all_of_it_is_saved(everything, tmp_path):

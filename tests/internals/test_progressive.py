@@ -131,6 +131,11 @@ def test_it_finds_better_orders_than_its_first_round():
     first, order = (judged["1", name].faithfulness for name in names)
     assert order.gap[-1] > first.gap[-1] + 0.02
     assert judged.comparisons[0].better == "progressive_gradient"
+    assert np.isnan(order.lds).all()  # an order predicts no effects
+    assert first.lds[-1] > 0.5
+    assert {finding.id for finding in judged.findings if finding.attribution == "progressive_gradient"} <= {
+        "no-better-than-reference"
+    }
 
 
 def test_batches_and_processes_do_not_matter(trained):

@@ -34,7 +34,7 @@ def results():
     first = measure(model, data, **options, epoch=3)
     found = measure(model, data, **options, epoch=4, previous=first, groups=lambda batch: batch[1] % 2)
     settings = AblationFaithfulness(
-        max_samples=120, fractions=(0.1, 0.5), least_first=True, greedy=True, specificity=True
+        max_samples=120, fractions=(0.1, 0.5), least_first=True, best_order=True, specificity=True
     )
     found = ablation_faithfulness(model, data, found, settings)
     return weight_randomisation(model, data, found, attribution=options["attribution"])

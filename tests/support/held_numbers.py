@@ -44,7 +44,7 @@ torch.set_num_threads(1)
 ROWS = (
     "intact_accuracy", "accuracy", "random_accuracy", "reference_accuracy", "gap", "relative_gap", "p_value",
     "p_value_worse", "lds", "verdict", "reference_gap", "alternative_lds", "gap_interval", "lds_interval",
-    "least_accuracy", "srg", "srg_interval", "greedy_accuracy", "normalised_gap",
+    "least_accuracy", "srg", "srg_interval", "best_accuracy", "normalised_gap",
 )  # fmt: skip
 LAST_ONLY = ("reference_interval", "alternative_interval")
 AXIS = {"random_accuracy": 1, "reference_accuracy": 1, "reference_gap": 1, "alternative_lds": 1,
@@ -176,8 +176,8 @@ def configurations():
 
     net = trained(Convolutional(), x[:1200], y[:1200])
     results = neuron_importance(net, held, layers=["norm", "one"], attribution=["gradient_x_activation", "activation"])
-    greedy = AblationFaithfulness(max_samples=128, greedy=True, fractions=(0.1, 0.3))
-    yield "convolution_greedy", ablation_faithfulness(net, held, results, greedy)
+    best = AblationFaithfulness(max_samples=128, best_order=True, fractions=(0.1, 0.3))
+    yield "convolution_best", ablation_faithfulness(net, held, results, best)
     results = neuron_importance(net, held, layers=Site("relu", call=1), baseline="mean", target="log_probability")
     yield "convolution_call", ablation_faithfulness(net, held, results, small)
 

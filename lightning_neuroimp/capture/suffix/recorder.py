@@ -37,6 +37,7 @@ class SuffixRecorder:
         removal: the site and the baseline.
         gradient_asked: whether a gradient at the site has been asked for.
         gradient: whether there has been one that was not zero everywhere; None if there has been none at all.
+        changed: holds True where the model changes what its backward pass needs; see `gradients.despite_changes`.
 
     Args:
         model: holds the removal's site.
@@ -60,6 +61,7 @@ class SuffixRecorder:
         self.removal = removal
         self.gradient_asked = False
         self.gradient: Tensor | None = None
+        self.changed: list[bool] = []
         self._passes = SitePasses(model, forward, removal.where)
         self._donors, self._rows = donors, rows
         self._trust = Trust(removal.site, "full passes were asked for" if full_passes else None)

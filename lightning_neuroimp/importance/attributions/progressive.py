@@ -11,6 +11,7 @@ from lightning_neuroimp import _validate
 from lightning_neuroimp.importance.attributions.built_in import BuiltInScore
 from lightning_neuroimp.importance.attributions.first_order import gradient_x_activation
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
+from lightning_neuroimp.results.importance import ORDER
 from lightning_neuroimp.results.verdict import FRACTIONS
 
 
@@ -36,7 +37,7 @@ class ProgressiveGradient(BuiltInScore):
     'progressive_gradient(fractions=(0.1, 0.5))'
     """
 
-    kind: ClassVar[str] = "progressive_gradient"
+    kind: ClassVar[str] = ORDER
     needs_gradient: ClassVar[bool] = True
     fractions: Sequence[float] = FRACTIONS
 

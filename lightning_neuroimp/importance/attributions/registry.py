@@ -135,7 +135,7 @@ def resolve_attributions(attribution: Any) -> tuple[Attribution, ...]:
     found = tuple(_resolved(value) for value in ([attribution] if single else attribution))
     names = [resolved.name for resolved in found]
     if not names:
-        raise InvalidArgument("attribution is empty: name at least one, such as 'gradient_x_activation'")
+        raise InvalidArgument("attribution is empty: name at least one, such as 'blockwise_gradient'")
     if len(set(names)) < len(names):
         raise InvalidArgument(
             f"attributions must have different names, got {_validate.shown(names)}; wrap one as "

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_neuroimp.capture.gradients import differentiate
+from lightning_neuroimp.capture.gradients import despite_changes, differentiate
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
 from lightning_neuroimp.capture.suffix.suffix import Suffix
 from lightning_neuroimp.capture.targets import Target
@@ -60,10 +60,14 @@ class SuffixTarget:
         Raises:
             InvalidArgument: if an operation after the site has no derivative.
         """
-        with torch.enable_grad():
-            point = activation.detach().requires_grad_()
-            total = self.target(point).sum()
-            found = differentiate(total, [point])[0] if total.requires_grad else None
+        point, _ = activation.detach().requires_grad_(), self._suffix  # recorded before gradients are enabled
+
+        def compute() -> Tensor | None:
+            with torch.enable_grad():
+                total = self.target(point).sum()
+                return differentiate(total, [point])[0] if total.requires_grad else None
+
+        found = despite_changes(compute, self._recorder.changed)
         self.note_gradient(found)
         return torch.zeros_like(point) if found is None else found
 

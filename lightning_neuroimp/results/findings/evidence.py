@@ -30,6 +30,8 @@ KNOWN = 0.5
 
 EFFECTS = (
     "gradient_x_activation",
+    "layer_norm_rule",
+    "blockwise_gradient",
     "masked_gradient",
     "integrated_gradients",
     "leave_one_out",

@@ -95,7 +95,7 @@ def no_better_than_reference(importance: Importance) -> Iterator[Finding]:
             text = f"ranking by mean |activation - baseline| is {how} (gap {reference:+.3f}, this score {gap:+.3f})."
             remedy = "do not read more into the score than into the activations; try another layer or score"
             if how == "better" and importance.attribution_kind == "gradient_x_activation":
-                remedy = "attribution='masked_gradient', which follows the network from the activations to the baseline"
+                remedy = "attribution='blockwise_gradient', which follows the network on the way to the baseline"
         else:
             text = (
                 f"one ranking for all clusters is {how} (gap {reference:+.3f}, each cluster's own {gap:+.3f}): nothing "

@@ -8,7 +8,7 @@ from lightning_neuroimp.results.agreement import Randomisation
 from lightning_neuroimp.results.findings.evidence import EFFECTS, Evidence
 from lightning_neuroimp.results.findings.finding import Finding, about_score
 from lightning_neuroimp.results.findings.removal import hardly_any_fall, no_better_than_reference, unsupported_clusters
-from lightning_neuroimp.results.importance import Importance
+from lightning_neuroimp.results.importance import ORDER, Importance
 from lightning_neuroimp.results.measurement import Results
 
 DEFAULT = "attribution='gradient_x_activation'"
@@ -110,7 +110,7 @@ def activation_without_gradient(evidence: Evidence) -> Finding | None:
 
 def absolute_values(evidence: Evidence) -> Finding | None:
     """Say that a poor ranking is by scores without a sign, although effects have one; None where that is not so."""
-    if not evidence.is_poor or evidence.kind in ("gradient", "activation") or not evidence.hidden_negative > 0:
+    if not evidence.is_poor or evidence.kind in ("gradient", "activation", ORDER) or not evidence.hidden_negative > 0:
         return None
     negative = evidence.hidden_negative
     claim = (
@@ -225,13 +225,13 @@ def first_order_fails(evidence: Evidence) -> Finding | None:
         return None
     if evidence.importance.removal.target_kind != "margin":
         return None
-    better = evidence.beaten_by("masked_gradient", "leave_one_out", "integrated_gradients")
+    better = evidence.beaten_by("blockwise_gradient", "masked_gradient", "leave_one_out", "integrated_gradients")
     if better is None and not _predicts_poorly(evidence):
         return None
     rival = None if better is None else evidence.results[evidence.importance.site, better].faithfulness
     if rival is None:
         claim = f"predict removal poorly here ({_share_of_ceiling(evidence)}, reliability {evidence.reliability:.2f})"
-        remedy = "attribution='masked_gradient' or 'leave_one_out'; compare their gaps"
+        remedy = "attribution='blockwise_gradient' or 'leave_one_out'; compare their gaps"
     else:
         claim = (
             f"are not enough here: {better} has a gap of {rival.gap[-1]:+.3f}, this score {judged.gap[-1]:+.3f} "
@@ -249,9 +249,10 @@ def first_order_fails(evidence: Evidence) -> Finding | None:
 
 
 BETTER_EFFECTS = {
-    "masked_gradient": "more, or more homogeneous, clusters; or compare more points of it, and 'leave_one_out'",
-    "integrated_gradients": "attribution='masked_gradient' or 'leave_one_out'; compare their gaps",
-    "leave_one_out": "more, or more homogeneous, clusters; or compare 'masked_gradient'",
+    "blockwise_gradient": "more, or more homogeneous, clusters; or compare 'leave_one_out' and 'progressive_gradient'",
+    "masked_gradient": "attribution='blockwise_gradient' or 'leave_one_out'; compare their gaps",
+    "integrated_gradients": "attribution='blockwise_gradient' or 'leave_one_out'; compare their gaps",
+    "leave_one_out": "more, or more homogeneous, clusters; or compare 'blockwise_gradient'",
 }
 """What to use instead of a score whose sums predict removal poorly, by its key."""
 
@@ -268,7 +269,7 @@ def poor_prediction(evidence: Evidence) -> Finding | None:
         f"the scores predict removal poorly here ({_share_of_ceiling(evidence)}, reliability "
         f"{evidence.reliability:.2f}): what a neuron does depends on which others are there, more than one number each "
         "can say.",
-        BETTER_EFFECTS.get(evidence.kind, "another score, such as 'masked_gradient' or 'leave_one_out'"),
+        BETTER_EFFECTS.get(evidence.kind, "another score, such as 'blockwise_gradient' or 'leave_one_out'"),
         _prediction_figures(evidence),
         weight=_missed(evidence),
     )
