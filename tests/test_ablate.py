@@ -1,5 +1,7 @@
 """`with ablate(...)` and `list_sites`."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,9 @@ from torch import nn
 from lightning_neuroimp import Site, ablate, list_sites, neuron_importance
 from lightning_neuroimp.errors import InvalidArgument
 from tests.support.families import Attention, Encoder, Residual
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 X, Y = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
 

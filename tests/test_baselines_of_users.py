@@ -1,6 +1,7 @@
 """What users pass as `baseline`: vectors, mappings, reference inputs, an optimum; and what another one would change."""
 
 import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.study import optimal_baseline
 from tests.support.digits import train, validation_batches
 from tests.support.toys import Function, in_lockstep
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 SETTINGS = AblationFaithfulness(n_random=19, max_samples=100)
 

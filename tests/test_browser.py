@@ -141,9 +141,9 @@ def test_the_picture_is_drawn(browser, address):
 def test_the_table_is_rendered(browser, address):
     # there are two cards, which appear one after the other
     text, _ = opened(
-        browser, address, "text", "labels/summary", "labels/samples", "faithful: p <=", "Samples nearest to"
+        browser, address, "text", "labels/summary", "labels/samples", "faithful: p(m) and p <=", "Samples nearest to"
     )
-    assert re.search(r"encoder\.2, 16 neurons, gradient_x_activation: \w+", text)
+    assert re.search(r"encoder\.2, 16 neurons, blockwise_gradient: \w+", text)
     assert "encoder.2: samples that drive top neurons most" in text
     assert "accuracy left by random removal minus accuracy left by removing the top neurons" in text
 

@@ -99,9 +99,9 @@ def test_one_of_several_gives_what_it_gives_alone(tmp_path):
     """The model as it is: the same samples, scores and accuracies as from the loader itself."""
     torch.manual_seed(3)
     model = Lenient()
-    ours = callback(dataloaders=1, results_dir=tmp_path / "results")
+    ours = callback(dataloaders=1, results_dir=tmp_path / "results", attribution="gradient_x_activation")
     trainer(tmp_path, [ours]).validate(model, three(), verbose=False)
-    alone = neuron_importance(model, loader(1200, 100), layers="encoder.2")
+    alone = neuron_importance(model, loader(1200, 100), layers="encoder.2", attribution="gradient_x_activation")
     assert sorted(ours.results.sample_fingerprint.tolist()) == sorted(alone.sample_fingerprint.tolist())
     np.testing.assert_allclose(ours.results["encoder.2"].mean, alone["encoder.2"].mean, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(ours.results.clusters.accuracy, alone.clusters.accuracy)
@@ -207,11 +207,15 @@ def test_clusters_of_chosen_loaders(tmp_path):
 
 def test_each_loaders_scores_are_those_of_the_loader_alone(tmp_path):
     model = Lenient().eval()
-    ours = callback(clusters="dataloaders")
+    ours = callback(clusters="dataloaders", attribution="gradient_x_activation")
     trainer(tmp_path, [ours]).validate(model, three(), verbose=False)
     for number, (start, size) in enumerate([(1000, 200), (1200, 100), (1300, 50)]):
         alone = neuron_importance(
-            model, loader(start, size), layers="encoder.2", clusters=lambda batch: [0] * len(batch[1])
+            model,
+            loader(start, size),
+            layers="encoder.2",
+            clusters=lambda batch: [0] * len(batch[1]),
+            attribution="gradient_x_activation",
         )
         found = ours.results["encoder.2"].mean[number]
         np.testing.assert_allclose(found, alone["encoder.2"].mean[0], rtol=1e-4, atol=1e-7)

@@ -1,5 +1,7 @@
 """Samples without a label are left out, whether the batch or only `forward_fn` tells which they are."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,9 @@ from lightning_neuroimp import (
 )
 from tests.support.digits import digits
 from tests.support.lightning_modules import Classifier, loaders, trainer
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 CHECK = AblationFaithfulness(fractions=(0.1, 0.5))
 

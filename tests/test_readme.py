@@ -48,7 +48,7 @@ def test_the_callback_of_the_first_screen(tmp_path, monkeypatch, capsys):
             return loaders()[1]
 
     exec(blocks("python")[0], {"model": Classifier(), "data": Data()})
-    assert "encoder.1, 16 neurons, gradient_x_activation" in capsys.readouterr().out
+    assert "encoder.1, 16 neurons, blockwise_gradient" in capsys.readouterr().out
 
 
 def test_the_code_without_a_trainer(tmp_path, monkeypatch):

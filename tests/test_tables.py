@@ -1,6 +1,7 @@
 """Data frames, comparisons of measurements, names of clusters as keys, and the command line."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from lightning_neuroimp.cli import main
 from lightning_neuroimp.display.changes import changes_summary
 from lightning_neuroimp.errors import FileFormatError, InvalidArgument, MissingPackage
 from tests.support.digits import batches, digits
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 
 def trained(seed, epochs):

@@ -81,6 +81,15 @@ def load_history(folder: str | os.PathLike[str], rows: Rows = "clusters") -> "pd
         InvalidArgument: if there is no results file in the folder.
         FileFormatError: if a file does not hold valid results.
         MissingPackage: if pandas is not installed.
+
+    >>> import tempfile, torch
+    >>> from lightning_neuroimp import neuron_importance
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> results = neuron_importance(model, [(torch.randn(20, 4), torch.arange(20) % 2)], layers="1", epoch=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results.save(f"{folder}/epoch=3.npz")
+    ...     load_history(folder)[["epoch", "cluster_name"]].values.tolist()
+    [[3, 'label 0'], [3, 'label 1']]
     """
     pandas = _pandas()
     frames = []

@@ -1,5 +1,7 @@
 """Baselines and explained classes beyond zero, mean and labels."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,9 @@ from lightning_neuroimp.display.summary import summary
 from lightning_neuroimp.results.verdict import Verdict
 from tests.support.digits import train, validation_batches
 from tests.support.toys import class_zero
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 SETTINGS = AblationFaithfulness(max_samples=300)
 

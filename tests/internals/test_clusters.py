@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,9 @@ from lightning_neuroimp.display.summary import summary
 from lightning_neuroimp.results.clusters import ClusterTable
 from tests.support.digits import train, validation_batches
 from tests.support.toys import class_zero, in_lockstep
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 
 def table(ids, history, source="KMeans"):

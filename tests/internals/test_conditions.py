@@ -1,14 +1,27 @@
 """How a model runs: without a gradient, with samples that see each other, with random numbers, never on one sample."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_neuroimp import AblationFaithfulness, KMeansClusters, Results, ablation_faithfulness, neuron_importance
+from lightning_neuroimp import (
+    AblationFaithfulness,
+    Attribution,
+    IntegratedGradients,
+    KMeansClusters,
+    Results,
+    ablation_faithfulness,
+    neuron_importance,
+)
 from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.results.conditions import Conditions
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 N = 40
 
@@ -136,7 +149,8 @@ def test_an_own_function_without_a_gradient():
     """What follows the layer is run again by what torch dispatches: there the own function's gradient is not known."""
     with pytest.raises(ValueError, match="layer 'encoder' has no gradient"):
         neuron_importance(Net(Quantised.apply), data(), layers="encoder")
-    results = neuron_importance(Net(Quantised.apply), data(), layers="encoder", attribution="integrated_gradients")
+    path = Attribution("path", IntegratedGradients(), needs_gradient=False)
+    results = neuron_importance(Net(Quantised.apply), data(), layers="encoder", attribution=path)
     assert "flat-gradient" in {finding.id for finding in results.findings}
 
 

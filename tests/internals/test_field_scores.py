@@ -1,5 +1,6 @@
 """Conductance, Shapley values, regression and the rest of the field: slow twins, Captum, batching, refusals."""
 
+import functools
 import itertools
 import math
 
@@ -27,6 +28,9 @@ from lightning_neuroimp.importance.attributions.registry import resolve_attribut
 from tests.support.digits import batches, digits
 from tests.support.families import FAMILIES
 from tests.support.toys import Function, class_zero
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -1,6 +1,7 @@
 """Each finding has a network that must raise it and one that must not; thresholds come from benchmarks/findings.py."""
 
 import dataclasses
+import functools
 import re
 import weakref
 from pathlib import Path
@@ -26,6 +27,9 @@ from lightning_neuroimp.results.findings import diagnosis, evidence
 from lightning_neuroimp.study.randomisation import weight_randomisation
 from tests.support.digits import digits, train, validation_batches
 from tests.support.toys import Function
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -4,6 +4,8 @@ T1 to T10 and T13 are here; T11 is in test_planted.py, T12 in test_null.py, T14 
 test_field_scores.py and test_ddp.py, T15 in test_digits.py.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,9 @@ from lightning_neuroimp import (
 from lightning_neuroimp.ablation.outcomes import ablate_orders
 from lightning_neuroimp.capture.suffix.recorder import SuffixRecorder
 from tests.support.toys import Function, class_zero
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -1,5 +1,7 @@
 """What targets may be: class numbers in several forms, and a tried remedy for all else."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,9 @@ from lightning_neuroimp.capture.targets import explained_classes
 from lightning_neuroimp.capture.walk import walk
 from lightning_neuroimp.clusters.assignment import counted
 from lightning_neuroimp.errors import InvalidArgument
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 X3, X1 = torch.randn(6, 3), torch.randn(6, 1)
 CLASSES = [0, 1, 2, 1, 2, 0]

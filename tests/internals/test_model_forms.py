@@ -1,5 +1,6 @@
 """Models in other forms: recurrent on CUDA, checkpointed, scripted, traced, exported, reparametrised, wrapped."""
 
+import functools
 import io
 import threading
 
@@ -20,6 +21,9 @@ from lightning_neuroimp import (
 from lightning_neuroimp.capture import gradient_support
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.errors import InvalidArgument
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 
 class CudnnRule(torch.autograd.Function):

@@ -379,7 +379,7 @@ class TestJointly:
         model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2))
         data = [(torch.randn(30, 4), torch.arange(30) % 2)]
         model.register_forward_hook(lambda *_: count.update(forward=count["forward"] + 1))
-        neuron_importance(model, data, layers=["1", "3"])
+        neuron_importance(model, data, layers=["1", "3"], attribution="gradient_x_activation")
         before, count["forward"] = count["forward"], 0
         neuron_importance(model, data, layers=["1", "3"], attribution=MaskedGradient(points=2, jointly=True))
         assert count["forward"] - before == 2

@@ -1,5 +1,7 @@
 """Which axis holds the neurons, and which the samples, where sizes agree by coincidence: right, or refused in words."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,9 @@ from lightning_neuroimp.batches.probe import ProbeSet
 from lightning_neuroimp.capture.isolation import undisturbed
 from lightning_neuroimp.capture.subject import Subject
 from lightning_neuroimp.capture.trial import try_out
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 N = 12
 

@@ -1,5 +1,7 @@
 """Shapes and types in annotations are checked under pytest: of arguments, results and functions inside of others."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturnViolation
@@ -40,6 +42,19 @@ def test_a_function_inside_of_another_is_checked_each_time_and_keeps_what_it_enc
         assert added(np.zeros(2)).tolist() == [number] * 2
         with pytest.raises(BeartypeCallHintParamViolation):
             added(np.zeros((2, 2)))
+
+
+def keeping(number):
+    @check
+    def kept(value: Any) -> Any:
+        return value, number
+
+    return kept
+
+
+def test_a_function_with_nothing_to_check_keeps_what_it_encloses():
+    for number in (1, 2, 3):
+        assert keeping(number)("value") == ("value", number)
 
 
 def test_the_package_is_checked():

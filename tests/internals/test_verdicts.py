@@ -1,5 +1,6 @@
 """Verdicts where they once misled: each case is a small network, built or trained, whose right verdict is known."""
 
+import functools
 import itertools
 import math
 
@@ -24,6 +25,9 @@ from lightning_neuroimp.display.summary import summary
 from lightning_neuroimp.results.verdict import FLOOR, GapTest, Verdict, verdict
 from tests.support.digits import digits, train, validation_batches
 from tests.support.toys import Function
+
+# the product, whose twins are simple; the default is tested beside the other scores
+neuron_importance = functools.partial(neuron_importance, attribution="gradient_x_activation")
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -62,6 +62,8 @@ def _check_of(fn, typechecker):
         check = typechecker(fn)
         _compiled[fn.__code__] = dict(fn.__annotations__), check
         return check
+    if "__beartype_func" not in (check.__kwdefaults__ or {}):
+        return fn  # there is nothing to check in it
     again = FunctionType(check.__code__, check.__globals__, check.__name__, check.__defaults__, check.__closure__)
     again.__kwdefaults__ = check.__kwdefaults__ | {"__beartype_func": fn}
     return again
