@@ -2,8 +2,8 @@
 
 The recipe: for each cluster a batch of 32, the derivative of the correct logit with respect to each pre-activation, its
 mean over the batch. Here it is on networks with ReLU, tanh and GELU, for clusters of labels and of KMeans, beside other
-scores, their product and the default; what removal says of each, and what is found. `why_gradients_fail.md` tells the story; `--page`
-writes its tables and pictures anew.
+scores, their product and the default; what removal says of each, and what is found. `why_gradients_fail.md` tells the
+story; `--page` writes its tables and pictures anew.
 
 gap: accuracy left by removing random neurons minus accuracy left by removing the top ones, mean over 1 to 50% of them.
 LDS: correlation of summed scores with what removing random tenths of the neurons does to the margin; 1 is perfect.

@@ -612,7 +612,10 @@ def test_a_mistake_that_only_the_whole_probe_set_shows_stops_after_the_epoch(tmp
         ({"attribution": []}, "attribution is empty"),
         ({"attribution": ["gradient", "gradient"]}, "attributions must have different names"),
         ({"target": "loss"}, "target must be 'margin', 'logit', .* or a callable"),
-        ({"baseline": "median"}, "baseline must be 'zero', 'mean', 'resample', 'optimal', .*got 'median'; did you mean"),
+        (
+            {"baseline": "median"},
+            "baseline must be 'zero', 'mean', 'resample', 'optimal', .*got 'median'; did you mean",
+        ),
         ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
         ({"max_bytes": 0}, "max_bytes must be at least 1, got 0"),
         ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),

@@ -248,6 +248,42 @@ class TestCompare:
             )
 
 
+def test_what_makes_scores_differ_is_said(unchecked_results):
+    """The model is the same: other values of the baseline, and other samples under the same name."""
+    model, data = trained(0, 60)
+
+    def measured(**options):
+        return neuron_importance(model, data, layers="3", attribution="gradient_x_activation", **options)
+
+    for one, other, note in (
+        ({"baseline": 0.1}, {"baseline": 5.0}, "3: the constant baseline has other values before and after"),
+        (
+            {"baseline": [0.1] * 12},
+            {"baseline": [5.0] * 12},
+            "3: the vector baseline has other values before and after",
+        ),
+        (
+            {"clusters": lambda batch: batch[1] % 2},
+            {"clusters": lambda batch: 1 - batch[1] % 2},
+            "cluster '0' holds mostly other samples before and after",
+        ),
+    ):
+        assert note in compare(measured(**one), measured(**other)).notes
+    assert not compare(measured(), measured()).notes
+    other = nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 9), nn.ReLU(), nn.Linear(9, 10))
+    with pytest.raises(InvalidArgument, match="no layer of the same width in common: 3 has 12 neurons before and 9"):
+        compare(measured(), neuron_importance(other, data, layers="3", attribution="gradient_x_activation"))
+
+
+def test_intervals_only_where_the_spread_is_known():
+    model, data = trained(0, 60)
+    grouped = neuron_importance(model, data, layers="3", groups=lambda batch: batch[1])
+    assert grouped.to_frame().importance_lower.isna().all()
+    order = neuron_importance(model, data, layers="3", attribution="progressive_gradient")
+    assert order.to_frame().importance_upper.isna().all()
+    assert np.isnan(order["3"].std).all()
+
+
 class TestKeys:
     def test_clusters_by_name(self, results):
         one = results["1"]

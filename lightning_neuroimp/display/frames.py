@@ -47,10 +47,11 @@ def to_frame(results: Results, rows: Rows = "neurons") -> "pd.DataFrame":
     Returns:
         Columns `epoch`, `step`, `site`, `attribution`, `target`, `baseline`; for clusters `cluster` (its id),
         `cluster_name`, `cluster_size`; for neurons `neuron`, `importance` and its 95% interval over the samples
-        `importance_lower` and `importance_upper`, `rank` (1 is the most important neuron of the cluster), `first_order`
-        (effect of removal to first order, NaN where it is not known); and of the cluster (of the layer in rows of
-        layers) `reliability`, `gap`, `gap_lower`, `gap_upper`, `relative_gap`, `p_value`, `margin_gap`,
-        `margin_p_value`, `q_value`, `lds`, `lds_ceiling`, `verdict` (NaN and "" where removal was not measured).
+        `importance_lower` and `importance_upper` (NaN with `groups`, and for orders), `rank` (1 is the most important
+        neuron of the cluster), `first_order` (effect of removal to first order, NaN where it is not known); and of the
+        cluster (of the layer in rows of layers) `reliability`, `gap`, `gap_lower`, `gap_upper`, `relative_gap`,
+        `p_value`, `margin_gap`, `margin_p_value`, `q_value`, `lds`, `lds_ceiling`, `verdict` (NaN and "" where removal
+        was not measured).
 
     Raises:
         InvalidArgument: if `rows` has another value.
@@ -156,7 +157,10 @@ def _part(results: Results, importance: Importance, rows: Rows) -> dict[str, np.
     return (
         repeated
         | {"neuron": np.tile(np.arange(n_neurons), n_clusters)}
-        | {name: values.reshape(-1) for name, values in _of_neurons(importance).items()}
+        | {
+            name: values.reshape(-1)
+            for name, values in _of_neurons(importance, results.sample_group is not None).items()
+        }
         | {name: np.repeat(values, n_neurons) for name, values in later.items()}
     )
 
@@ -177,10 +181,15 @@ def _judgement(importance: Importance, rows: np.ndarray) -> dict[str, np.ndarray
     return {name: np.full(len(rows), "", object) if name == "verdict" else unknown for name in _JUDGED}
 
 
-def _of_neurons(importance: Importance) -> dict[str, np.ndarray]:
-    """Return what is known of each neuron of each cluster, (cluster, neuron)."""
+def _of_neurons(importance: Importance, grouped: bool) -> dict[str, np.ndarray]:
+    """Return what is known of each neuron of each cluster, (cluster, neuron).
+
+    Args:
+        importance: of one score at one site.
+        grouped: whether samples come in groups, whose spread is not known: there are no intervals then.
+    """
     mean, count = importance.mean, importance.count.sum(0)[:, None]
-    reach = stats.t.ppf(0.975, np.maximum(count - 1, 1)) * importance.stderr
+    reach = stats.t.ppf(0.975, np.maximum(count - 1, 1)) * (np.nan if grouped else importance.stderr)
     place = np.argsort(np.argsort(-mean, axis=1, kind="stable"), axis=1)
     first_order = importance.first_order
     return {

@@ -7,7 +7,7 @@ import numpy as np
 from lightning_neuroimp.display.document import Terms
 from lightning_neuroimp.results.faithfulness import Faithfulness
 from lightning_neuroimp.results.measurement import Results
-from lightning_neuroimp.results.verdict import FLOOR, LEVEL, MIN_HALF, WEAK, Verdict
+from lightning_neuroimp.results.verdict import FLOOR, LEVEL, MIN_HALF, TIE, WEAK, Verdict
 
 
 def legend(results: Results) -> Terms:
@@ -54,7 +54,7 @@ def legend(results: Results) -> Terms:
                 f"p(m) <= {LEVEL:g}, but p > {LEVEL:g} or a gap below {FLOOR:g}: margins depend on the top neurons, "
                 "but no decision hangs on them.",
             ),
-            (Verdict.NO_BETTER, f"p(m) > {LEVEL:g}."),
+            (Verdict.NO_BETTER, f"p(m) > {LEVEL:g}, or a gap below -{TIE:g}."),
             (
                 Verdict.WORSE,
                 f"even random orders do better (lower tails of both p(m) and p <= {LEVEL:g}, and a gap of at most "

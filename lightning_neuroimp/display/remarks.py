@@ -50,7 +50,7 @@ def _on_ablation(results: Results, faithfulness: Faithfulness) -> list[str]:
         lds += f"; effects measured on the other half would have {fixed(faithfulness.lds_ceiling[-1])}"
     lines = [
         *_on_left_out_clusters(faithfulness),
-        f"Gaps of simpler rankings, to compare with {signed(faithfulness.gap[-1])}: {gaps}.",
+        *([f"Gaps of simpler rankings, to compare with {signed(faithfulness.gap[-1])}: {gaps}."] if gaps else []),
         f"Correlation of the scores with measured effects of random removals (LDS, 1 is perfect): {lds}.",
     ]
     if faithfulness.least_accuracy is not None:

@@ -138,4 +138,5 @@ def ranked_means(
         order = progressive_orders(recorder, batches, removed, 2 * len(ids), target, processes=subject.processes)
     place = np.argsort(order, axis=1).reshape(len(ids), 2, -1).swapaxes(0, 1)  # (half, cluster, neuron)
     share = np.where(means.count[..., None] > 0, 1 - place / order.shape[1], np.nan)
-    return replace(means, mean=share, abs_mean=share, square_mean=share**2)
+    # a place has no spread over the samples
+    return replace(means, mean=share, abs_mean=share, square_mean=np.full(share.shape, np.nan))

@@ -119,6 +119,12 @@ def compare(before: Results, after: Results) -> Changes:
             continue
         changes += [_change(one, other, *pair, after.clusters.names[pair[1]]) for pair in pairs]
         notes += _other_meaning(one, other)
+    if not changes:
+        raise InvalidArgument(
+            f"the two measurements have no layer of the same width in common: {notes[-1]}; compare measurements of the "
+            "same model"
+        )
+    notes += _other_members(before, after, pairs)
     only = sorted({f"{site} ({score})" for site, score in {*before} ^ {*after}})
     notes += [f"measured only once: {', '.join(only[:5])}{' ...' if len(only) > 5 else ''}"] if only else []
     return Changes(tuple(changes), tuple(dict.fromkeys(notes)))
@@ -202,3 +208,18 @@ def _other_meaning(one: Importance, other: Importance) -> Iterator[str]:
         pair = getattr(one.removal, what), getattr(other.removal, what)
         if pair[0] != pair[1]:
             yield f"{one.site}: the {what.replace('_', ' ')} is {pair[0]!r} before and {pair[1]!r} after"
+    given = one.removal.baseline == other.removal.baseline and one.removal.baseline in ("constant", "vector")
+    if given and not np.array_equal(one.removal.baseline_value, other.removal.baseline_value):
+        yield f"{one.site}: the {one.removal.baseline} baseline has other values before and after"
+
+
+def _other_members(before: Results, after: Results, pairs: list[tuple[int, int]]) -> Iterator[str]:
+    """Say which clusters of one name hold mostly other samples, of those that both measurements have."""
+    both = np.intersect1d(before.sample_fingerprint, after.sample_fingerprint)
+    for row, other in pairs:
+        members = [
+            set(each.sample_fingerprint[each.sample_cluster == each.clusters.ids[place]].tolist()) & set(both.tolist())
+            for each, place in ((before, row), (after, other))
+        ]
+        if len(members[0] & members[1]) < MIN_OVERLAP * len(members[0] | members[1]):
+            yield f"cluster {after.clusters.names[other]!r} holds mostly other samples before and after"

@@ -90,6 +90,8 @@ def verdict(
     if ranks.p_value > LEVEL:
         worse = ranks.p_value_worse <= LEVEL and accuracy.p_value_worse <= LEVEL and accuracy.gap <= -FLOOR
         return Verdict.WORSE if worse else Verdict.NO_BETTER
+    if accuracy.gap < -TIE:
+        return Verdict.NO_BETTER  # margins fall more than under random removal, and accuracy less
     if accuracy.p_value > LEVEL or accuracy.gap < FLOOR:
         return Verdict.MARGIN_ONLY if finite else Verdict.NO_BETTER
     # where random removal leaves no accuracy at all there is no relative gap, and no gap to be found either

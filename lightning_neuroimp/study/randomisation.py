@@ -23,6 +23,7 @@ from lightning_neuroimp.capture.targets import Target, TargetFn
 from lightning_neuroimp.capture.trial import Trial
 from lightning_neuroimp.clusters.assignment import Assignment
 from lightning_neuroimp.errors import InvalidArgument
+from lightning_neuroimp.importance.attributions.captum import PREFIX, CaptumAttribution
 from lightning_neuroimp.importance.attributions.registry import Attribution, AttributionFn, resolve_attributions
 from lightning_neuroimp.importance.scoring import ImportancePass, ScoreRequest
 from lightning_neuroimp.results.agreement import Randomisation
@@ -112,7 +113,7 @@ def same_functions(results: Results, attribution: Any, target: Any) -> tuple[tup
         InvalidArgument: if a custom one was not passed again, or another one was passed.
     """
     removal = results.importances[0].removal
-    own = [importance.attribution for importance in results.importances if importance.attribution_kind == OWN]
+    own = [importance.attribution for importance in results.importances if not _tells_its_score(importance)]
     if attribution is None and own:
         raise InvalidArgument(
             f"the results hold attributions of your own, {sorted(set(own))}, which their names do not bring back: pass "
@@ -143,6 +144,12 @@ def same_functions(results: Results, attribution: Any, target: Any) -> tuple[tup
 def _describe(kind: str) -> str:
     """Say in words what an attribution or target of some kind is, for messages."""
     return "one of your own" if kind == OWN else f"the built-in {kind!r}"
+
+
+def _tells_its_score(importance: Importance) -> bool:
+    """Tell whether the name of a score brings it back: not that of a user's function, or another name."""
+    kind, name = importance.attribution_kind, importance.attribution.partition("(")[0]
+    return kind != OWN and (name == kind or (kind == CaptumAttribution.kind and name.startswith(PREFIX)))
 
 
 def measure_randomisation(

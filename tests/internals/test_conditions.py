@@ -149,7 +149,7 @@ def test_an_own_function_without_a_gradient():
     """What follows the layer is run again by what torch dispatches: there the own function's gradient is not known."""
     with pytest.raises(ValueError, match="layer 'encoder' has no gradient"):
         neuron_importance(Net(Quantised.apply), data(), layers="encoder")
-    path = Attribution("path", IntegratedGradients(), needs_gradient=False)
+    path = Attribution("path", lambda batch: IntegratedGradients()(batch), needs_gradient=False)
     results = neuron_importance(Net(Quantised.apply), data(), layers="encoder", attribution=path)
     assert "flat-gradient" in {finding.id for finding in results.findings}
 

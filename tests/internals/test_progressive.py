@@ -443,6 +443,17 @@ class TestOptions:
             resolve_attributions([MaskedGradient(), "masked_gradient"])
 
 
+def test_another_name_makes_no_other_score(trained):
+    model, data = trained
+    own = Attribution("mine", ProgressiveGradient())
+    assert (own.kind, own.needs_gradient) == ("progressive_gradient", True)
+    results = neuron_importance(model, data, layers="1", attribution=own, max_samples=200)
+    judged = ablation_faithfulness(model, ProbeSet.from_batches(data, max_samples=200), results)
+    assert np.isnan(judged["1"].faithfulness.lds).all()
+    with pytest.raises(InvalidArgument, match="pass attribution= as to neuron_importance"):
+        weight_randomisation(model, ProbeSet.from_batches(data, max_samples=200), results)
+
+
 def test_settings_of_other_measurements_stay_as_they_are(trained):
     """An order is judged by the same protocol: its deletion curve is that of the order by plain removal."""
     model, data = trained

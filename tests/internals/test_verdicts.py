@@ -70,7 +70,7 @@ UNKNOWN = GapTest(np.nan, np.nan, np.nan)
         (RIGHT, RIGHT, {"first_order_gap": np.nan}, "faithful"),
         (RIGHT._replace(gap=0.0049), RIGHT, {}, "better in margin only"),
         (NONE, RIGHT, {}, "better in margin only"),
-        (BACKWARDS, RIGHT, {}, "better in margin only"),
+        (BACKWARDS, RIGHT, {}, "no better than random"),  # margins fall more, accuracy less
         (RIGHT, NONE, {}, "no better than random"),
         (NONE, NONE, {}, "no better than random"),
         (NONE, BACKWARDS, {}, "no better than random"),
@@ -690,3 +690,32 @@ def test_the_control_goes_on_until_both_tests_are_decided(breast_cancer, name):
         assert len(judged.random_accuracy) == 99
         assert judged.margin_p_value[-1] == 0.01
         assert judged.verdict[-1] == "better in margin only"
+
+
+def test_margins_that_fall_more_and_accuracy_that_falls_less():
+    """A few easy samples carry the margins, and the many others the decisions."""
+    torch.manual_seed(0)
+    easy = torch.arange(400) % 5 == 0
+    x = torch.zeros(400, 10)
+    x[easy, :5], x[easy, 5:], x[~easy, 5:] = 20.0, 4.0, 0.5
+    x += 0.01 * torch.rand_like(x) * (x > 0)
+    y = torch.arange(400) // 5 % 2
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            level = self.relu(x[:, :10]).sum(1) - 1.8
+            return torch.stack([x[:, 10] * level, 0 * level], 1)
+
+    model, data = Gated().eval(), [(torch.cat([x, (1 - 2.0 * y)[:, None]], 1), y)]
+    results = neuron_importance(model, data, layers="relu", attribution="blockwise_gradient")
+    found = ablation_faithfulness(model, data, results, AblationFaithfulness(n_random=99))
+    judged = found["relu"].faithfulness
+    assert judged.margin_p_value[-1] <= 0.05
+    assert judged.gap[-1] < -0.1
+    assert judged.verdict[-1] == Verdict.NO_BETTER
+    assert "hardly-any-fall" not in {finding.id for finding in found.findings}
+    assert "compare with -0.294: ." not in found.summary()

@@ -64,6 +64,11 @@ class Attribution:
     cost: str = ""
     kind: str = OWN
 
+    def __post_init__(self) -> None:
+        if isinstance(self.score, BuiltInScore):  # under another name it is still what it is
+            for name in ("kind", "needs_gradient", "cost"):
+                object.__setattr__(self, name, getattr(self.score, name))
+
     def __call__(self, site_batch: SiteBatch) -> Float[Tensor, "sample neuron"]:
         """Compute the scores of one site on one batch.
 

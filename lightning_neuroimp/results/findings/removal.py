@@ -147,9 +147,10 @@ def hardly_any_fall(evidence: Evidence) -> Finding | None:
         return None
     most, lds = int(judged.removed[-1]), float(judged.lds[-1])
     left = float(judged.accuracy[-1, -1] / judged.intact_accuracy[-1])
-    hardly = judged.relative_gap[-1] < WEAK and left > HARDLY
+    hardly = -TIE < judged.gap[-1] and judged.relative_gap[-1] < WEAK and left > HARDLY
     share = lds if np.isnan(evidence.predicted) else evidence.predicted
-    if not (share > PREDICTS and (hardly or judged.verdict[-1] == Verdict.MARGIN_ONLY)):
+    unmoved = judged.verdict[-1] == Verdict.MARGIN_ONLY and left > HARDLY
+    if not (share > PREDICTS and (hardly or unmoved)):
         return None
     more = (
         "larger fractions, such as AblationFaithfulness(fractions=(.5, .7, .8, .9, .95)), or go by the LDS"
