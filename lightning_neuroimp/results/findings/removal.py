@@ -147,7 +147,7 @@ def hardly_any_fall(evidence: Evidence) -> Finding | None:
         return None
     most, lds = int(judged.removed[-1]), float(judged.lds[-1])
     left = float(judged.accuracy[-1, -1] / judged.intact_accuracy[-1])
-    hardly = -TIE < judged.gap[-1] and judged.relative_gap[-1] < WEAK and left > HARDLY
+    hardly = judged.gap[-1] > -TIE and judged.relative_gap[-1] < WEAK and left > HARDLY
     share = lds if np.isnan(evidence.predicted) else evidence.predicted
     unmoved = judged.verdict[-1] == Verdict.MARGIN_ONLY and left > HARDLY
     if not (share > PREDICTS and (hardly or unmoved)):
