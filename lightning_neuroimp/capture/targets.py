@@ -98,6 +98,9 @@ class Target:
             raise InvalidArgument(
                 f"target must return one scalar per sample, shape ({len(classes)},), got {got} from {self.name!r}"
             )
+        if self.kind == OWN and values.is_floating_point():
+            # a value that is not finite has no derivative that means something, though torch may give one
+            values = values * torch.where(values.isfinite(), 1.0, torch.nan).to(values.dtype)
         return values
 
     def margin_slope(

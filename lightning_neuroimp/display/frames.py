@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import stats
 
-from lightning_neuroimp import _validate
+from lightning_neuroimp import _validate, statistics
 from lightning_neuroimp.errors import InvalidArgument, MissingPackage
 from lightning_neuroimp.results.faithfulness import Faithfulness
 from lightning_neuroimp.results.importance import Importance
@@ -167,8 +167,6 @@ def _part(results: Results, importance: Importance, rows: Rows) -> dict[str, np.
 
 def _reliability(importance: Importance, size: np.ndarray) -> np.ndarray:
     """Return the reliability of each cluster, and last their mean by size."""
-    from lightning_neuroimp import statistics
-
     each = importance.reliability.split_half
     return np.append(each, statistics.weighted_mean(each, size))
 

@@ -140,3 +140,29 @@ def test_what_a_backward_pass_needs_may_be_overwritten(kind, plain):
     ]
     for name in SCORES:
         np.testing.assert_allclose(both[0]["relu", name].mean, both[1]["relu", name].mean, atol=1e-12)
+
+
+def log_of_the_first(logits, classes):
+    """Not defined for negative logits, though its derivative has values there."""
+    return torch.log(logits[:, 0])
+
+
+@pytest.mark.parametrize(
+    "name", [*SCORES, "gradient", "conductance", "layer_norm_rule", "masked_gradient(jointly=True)"]
+)
+def test_samples_whose_target_is_not_finite_are_left_out(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 2)).eval()
+    x, y = torch.randn(80, 5), torch.arange(80) % 2
+    known = model(x)[:, 0] > 0
+    assert 10 < int(known.sum()) < 70
+    found = neuron_importance(model, [(x, y)], layers="1", attribution=name, target=log_of_the_first)["1"]
+    # another point may have no target either; conductance reads no gradient at the end of the path
+    assert found.non_finite >= (1 if name == "conductance" else int((~known).sum()))
+    assert found.count.sum() + found.non_finite == 80
+    if name == "gradient_x_activation":
+        h = model[:2](x).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(torch.log(model[2:](h)[known][:, 0]).sum(), h)
+        for row in range(2):
+            expected = (h * slope)[known & (y == row)].mean(0).detach()
+            np.testing.assert_allclose(found.mean[row], expected, atol=1e-12)

@@ -1,5 +1,6 @@
 """Give built-in scores options, and names that tell them: the base of their classes."""
 
+import ast
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -46,3 +47,29 @@ class BuiltInScore:
             batch: activations of the site.
         """
         raise NotImplementedError
+
+
+def gradient_passes(number: int) -> str:
+    """Return a number of forward and backward passes in words."""
+    return "1 forward and backward pass" if number == 1 else f"{number} forward and backward passes"
+
+
+def options_in(text: str) -> dict[str, Any]:
+    """Return the options in a name of a score.
+
+    Args:
+        text: a path or name, and options in brackets.
+
+    Raises:
+        ValueError: if the options are not written as keywords with plain values.
+
+    >>> options_in("masked_gradient(points=2, jointly=True)")
+    {'points': 2, 'jointly': True}
+    """
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{text!r} is not one expression") from error
+    if not isinstance(call, ast.Call) or call.args:
+        raise ValueError(f"{text!r} holds more than keywords")
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}

@@ -1,8 +1,8 @@
 """Score neurons by any of Captum's input attributions, applied to what follows a site."""
 
-import ast
 import importlib
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lightning_neuroimp import _validate
 from lightning_neuroimp.capture.forward import is_mistake
-from lightning_neuroimp.capture.positions import along_axis, sum_groups
+from lightning_neuroimp.capture.positions import along_axis, sum_groups, sum_positions
 from lightning_neuroimp.capture.random_states import random_states, restore
 from lightning_neuroimp.errors import InvalidArgument, NeuroimpError
-from lightning_neuroimp.importance.attributions.built_in import BuiltInScore
+from lightning_neuroimp.importance.attributions.built_in import BuiltInScore, options_in
 from lightning_neuroimp.importance.attributions.row_passes import RowPasses
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 
@@ -98,11 +98,8 @@ class CaptumAttribution(BuiltInScore):
         if not opened:
             return cls(path)
         try:
-            call = ast.parse(text, mode="eval").body
-            assert isinstance(call, ast.Call)
-            assert not call.args
-            values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        except (AssertionError, SyntaxError, ValueError):
+            values = options_in(text)
+        except ValueError:
             raise InvalidArgument(
                 "options of a method of Captum are written as in 'captum.attr.IntegratedGradients(n_steps=8)', got "
                 f"{_validate.shown(text, 80)}"
@@ -176,7 +173,7 @@ class CaptumAttribution(BuiltInScore):
         if by_feature:
             return _of_features(batch, found)
         positions = None if batch.positions is None else batch.positions[chosen]
-        return sum_groups(_summed(found, batch.axis, positions), batch.group)
+        return sum_groups(sum_positions(found, batch.axis, positions), batch.group)
 
     def _refuse(self, batch: SiteBatch, explainer: Any, attribute: list[str]) -> None:
         """Refuse methods that would explain something else than what is asked for."""
@@ -216,14 +213,6 @@ def _of_features(batch: SiteBatch, found: Tensor) -> Float[Tensor, "row neuron"]
     """Return the attribution of each neuron, which every one of its activations has."""
     moved = found.movedim(batch.axis, 1).flatten(2) if found.ndim > 2 else found[:, :, None]
     return moved[:, :: batch.group, 0]
-
-
-def _summed(values: Tensor, axis: int, positions: Tensor | None) -> Float[Tensor, "row channel"]:
-    """Return the sum over positions that count."""
-    if positions is not None:
-        values = values.where(positions.unsqueeze(axis), 0)
-    others = [other for other in range(1, values.ndim) if other != axis]
-    return values.sum(others) if others else values
 
 
 def _method(path: str) -> Any:
@@ -294,8 +283,6 @@ def _in_words(name: str, site: str) -> Iterator[None]:
     Raises:
         InvalidArgument: for mistakes and failed assertions; other errors pass through.
     """
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"captum\.")
         warnings.filterwarnings("ignore", message="(?s).*hooks and attributes.*")

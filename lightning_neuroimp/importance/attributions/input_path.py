@@ -15,7 +15,7 @@ from lightning_neuroimp.batches.masks import is_mask_name
 from lightning_neuroimp.batches.structure import PLAIN, describe, fields_of, map_parts
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.attributions.batch_passes import BatchPasses
-from lightning_neuroimp.importance.attributions.built_in import BuiltInScore
+from lightning_neuroimp.importance.attributions.built_in import BuiltInScore, gradient_passes
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 
 _REMEDY = "; use attribution='integrated_gradients', whose path is at the layer"
@@ -43,8 +43,7 @@ class InputPath(BuiltInScore):
     @property
     def cost(self) -> str:
         """Return the passes that it takes in addition to those that all scores share, in words."""
-        passes = "1 forward and backward pass" if self.steps == 1 else f"{self.steps} forward and backward passes"
-        return f"{passes} of the whole model, for all layers together"
+        return f"{gradient_passes(self.steps)} of the whole model, for all layers together"
 
     def __call__(self, batch: SiteBatch, /) -> Float[Tensor, "sample neuron"]:
         """Compute the scores of one site on one batch.

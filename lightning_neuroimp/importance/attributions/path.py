@@ -11,15 +11,14 @@ from torch import Tensor
 
 from lightning_neuroimp import _validate
 from lightning_neuroimp.capture.positions import along_positions
-from lightning_neuroimp.importance.attributions.built_in import BuiltInScore
+from lightning_neuroimp.importance.attributions.built_in import BuiltInScore, gradient_passes
 from lightning_neuroimp.importance.attributions.masks import random_removal
 from lightning_neuroimp.importance.attributions.site_batch import SiteBatch
 
 
 def passes_of(points: int) -> str:
     """Return in words what it takes to compute gradients at a number of other activations of each layer."""
-    each = "1 forward and backward pass" if points == 1 else f"{points} forward and backward passes"
-    return f"1 forward pass, and {each} of what follows the layer"
+    return f"1 forward pass, and {gradient_passes(points)} of what follows the layer"
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,7 @@ class MaskedGradient(BuiltInScore):
         """Return the passes that it takes at each layer in addition to those that all scores share, in words."""
         if not self.jointly:
             return passes_of(self.points)
-        passes = "1 forward and backward pass" if self.points == 1 else f"{self.points} forward and backward passes"
-        return f"{passes} of the whole model, for all layers together"
+        return f"{gradient_passes(self.points)} of the whole model, for all layers together"
 
     def __call__(self, batch: SiteBatch, /) -> Float[Tensor, "sample neuron"]:
         """Compute the scores of one site on one batch.

@@ -4,7 +4,6 @@ To add one, write a function `SiteBatch -> (sample, neuron) scores`, or a `Built
 of its family in this folder, and add it to `ATTRIBUTIONS`.
 """
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +14,7 @@ from torch import Tensor
 from lightning_neuroimp import _validate
 from lightning_neuroimp.errors import InvalidArgument
 from lightning_neuroimp.importance.attributions.blockwise import BlockwiseGradient
-from lightning_neuroimp.importance.attributions.built_in import BuiltInScore
+from lightning_neuroimp.importance.attributions.built_in import BuiltInScore, options_in
 from lightning_neuroimp.importance.attributions.captum import PREFIX, CaptumAttribution
 from lightning_neuroimp.importance.attributions.control import random
 from lightning_neuroimp.importance.attributions.first_order import (
@@ -182,11 +181,8 @@ def _named_with_options(text: str) -> Attribution:
     options = [each.name for each in fields(score)]
     example = f"{kind}({options[0]}={getattr(score, options[0])!r})"
     try:
-        call = ast.parse(text, mode="eval").body
-        assert isinstance(call, ast.Call)
-        assert not call.args
-        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (AssertionError, SyntaxError, ValueError):
+        values = options_in(text)
+    except ValueError:
         raise InvalidArgument(
             f"options of an attribution are written as in {example!r}, got {_validate.shown(text, 60)}"
         ) from None
